@@ -1,0 +1,1 @@
+"""The engines that turn ids into logits: PyTorch, and ONNX Runtime alone."""

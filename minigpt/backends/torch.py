@@ -1,0 +1,32 @@
+"""Generation with PyTorch, from a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minigpt.checkpoint import load_model
+from minigpt.model import LayerCache, MiniGPT
+from minigpt.tokenizer import CharTokenizer
+
+
+class TorchBackend:
+    """A model and its tokenizer as `minigpt.inference` wants them."""
+
+    def __init__(self, model: MiniGPT, tokenizer: CharTokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.max_seq_len = model.max_seq_len
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def load(cls, path: Path) -> "TorchBackend":
+        """Raises UserError where `path` is no checkpoint."""
+        model, metadata = load_model(path)
+        return cls(model, CharTokenizer.from_dict(metadata["tokenizer"]))
+
+    @torch.inference_mode()
+    def logits(self, ids: np.ndarray, past: list[LayerCache] | None) -> tuple[np.ndarray, Any]:
+        """See `minigpt.inference.Backend`."""
+        logits, present = self.model.step(torch.from_numpy(ids).to(self.device), past)
+        return logits.float().cpu().numpy(), present

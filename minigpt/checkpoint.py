@@ -1,0 +1,110 @@
+"""Weights and training state on disk: written atomically, verified when read, never unpickled.
+
+Both are safetensors files. Beside its tensors a file holds one JSON text under the key "minigpt"
+(one key: several would be written in random order, and equal models must be equal files), and in it
+the SHA-256 of the tensors.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from minigpt.errors import UserError
+from minigpt.files import atomic_write
+from minigpt.model import MiniGPT
+
+log = logging.getLogger(__name__)
+Tensors = dict[str, Tensor]
+
+
+class DamagedFileError(UserError):
+    """The file is no safetensors file of MiniGPT, or its tensors are not those that were written."""
+
+
+def save(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    """Write `tensors` and `metadata` (anything JSON can say) to `path`, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**metadata, "tensors_sha256": _digest(tensors)})
+    atomic_write(path, safetensors.torch.save(tensors, {"minigpt": text}))
+
+
+def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read what `save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: truncated, changed, or another kind of file.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {})["minigpt"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        if metadata.pop("tensors_sha256") == _digest(tensors):
+            return tensors, metadata
+    except (safetensors.SafetensorError, KeyError, ValueError):
+        pass
+    raise DamagedFileError(f"{path}: damaged, or not written by MiniGPT")
+
+
+def _digest(tensors: Tensors) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        # as bytes, so that a dtype NumPy does not know is hashed too
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
+    """The model of a checkpoint, in evaluation mode, and the checkpoint's metadata.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that holds something else.
+    """
+    try:
+        tensors, metadata = load(path)
+        model = MiniGPT(**metadata["config"])
+        model.load_state_dict(tensors)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such model; run `dvc repro` to train one") from None
+    except DamagedFileError as error:
+        raise UserError(f"{error}; run `dvc repro` to train it again") from None
+    except (KeyError, TypeError, RuntimeError):
+        raise UserError(f"{path}: not a model of this version of MiniGPT") from None
+    return model.eval(), metadata
+
+
+class ResumeStore:
+    """The training states of one run: the newest two, in a folder of their own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def save(self, step: int, tensors: Tensors, metadata: dict[str, Any]) -> None:
+        save(self.folder / f"step-{step:09d}.safetensors", tensors, metadata)
+        for old in self._files()[2:]:
+            old.unlink()
+
+    def load(self) -> tuple[Tensors, dict[str, Any]] | None:
+        """The newest state that is whole; None where there is none."""
+        for file in self._files():
+            try:
+                return load(file)
+            except DamagedFileError as error:
+                log.warning("%s; going back to the state before it", error)
+        return None
+
+    def clear(self) -> None:
+        """Forget the states: the training is done."""
+        for file in self._files():
+            file.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)

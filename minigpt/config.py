@@ -1,0 +1,140 @@
+"""params.yaml, validated: every knob of the pipeline as frozen objects.
+
+Loading checks the whole file before any work begins, so a typo in `export` fails in `build_vocab`
+already. params.yaml explains each knob; the types and ranges are here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from minigpt.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    # strict: "128" is no number, true is no 1; no NaN or infinity anywhere
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    path: Annotated[str, Field(min_length=1)]
+    documents: Literal["auto", "line", "blank_line", "file"]
+    val_fraction: Literal["auto"] | Fraction
+
+
+class TokenizerConfig(Section):
+    min_freq: PositiveInt
+
+
+class ModelConfig(Section):
+    d_model: PositiveInt
+    num_heads: PositiveInt
+    num_layers: PositiveInt
+    d_ff: PositiveInt
+    max_seq_len: PositiveInt
+    dropout: Fraction
+
+    @field_validator("num_heads")
+    @classmethod
+    def heads_divide_the_model(cls, num_heads: int, info) -> int:
+        d_model = info.data.get("d_model")
+        if d_model is not None and d_model % num_heads:
+            raise ValueError(f"must divide d_model ({d_model})")
+        return num_heads
+
+
+class TrainConfig(Section):
+    layout: Literal["packed", "padded"]
+    batch_size: PositiveInt
+    max_steps: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    min_learning_rate: Annotated[float, Field(ge=0)]
+    warmup_steps: NonNegativeInt
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta1: Fraction
+    beta2: Fraction
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    eval_interval: PositiveInt
+    log_interval: PositiveInt
+    patience: PositiveInt | None
+    checkpoint_interval: PositiveInt
+    seed: Seed
+
+    @model_validator(mode="after")
+    def schedule_fits(self) -> "TrainConfig":
+        if self.warmup_steps > self.max_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds max_steps ({self.max_steps})")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate}) exceeds learning_rate ({self.learning_rate})"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    batch_size: PositiveInt
+    prompts: Annotated[list[str], Field(min_length=1)]
+    max_new_tokens: PositiveInt
+    temperature: Annotated[float, Field(ge=0)]
+    top_k: PositiveInt
+    seed: Seed
+
+
+class ExportConfig(Section):
+    tolerance: Annotated[float, Field(gt=0)]
+    parity_prompts: PositiveInt
+
+
+class Params(Section):
+    """The whole of params.yaml: one section a stage, `data` and `tokenizer` for the first two."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check `path`.
+
+    Raises:
+        UserError: the file is missing or no YAML, a key is unknown or missing, a value has the
+            wrong type or range. The message names the key.
+    """
+    try:
+        # ruamel reads YAML 1.2 like DVC, so 1e-3 is a number (YAML 1.1 takes it for text)
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found here; run in the folder that holds it") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_one_line(error)}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first, *others = error.errors()
+    # a union reports one error a branch, its tag behind the key: keep the section and the key
+    key = ".".join(str(part) for part in first["loc"][:2]) or "the file"
+    problem = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        problem = "unknown key; remove it or correct its name"
+    elif first["type"] == "missing":
+        problem = "missing; add it"
+    elif isinstance(first["input"], str | int | float | None):
+        problem += f", but it is {first['input']!r}"
+    keys = {".".join(map(str, other["loc"][:2])) for other in others} - {key}
+    more = f" (also wrong: {', '.join(sorted(keys))})" if keys else ""
+    return f"{key}: {problem}{more}"

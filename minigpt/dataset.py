@@ -1,0 +1,183 @@
+"""Token ids on disk, and batches of them addressed by step.
+
+A folder of token files holds `train.bin` and `val.bin` (the ids one after another, each document as
+<bos> … <eos>) and `meta.json`, which says how to read them and what they were made from.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.corpus import Split
+from minigpt.errors import UserError
+from minigpt.tokenizer import BOS, PAD, CharTokenizer
+
+Batch = tuple[np.ndarray, np.ndarray]  # input_ids (B, T), targets (B, T), both int64
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What a token file holds: `characters` and `bytes` (UTF-8) count the text of its documents."""
+
+    documents: int
+    tokens: int
+    characters: int
+    bytes: int
+    sha256: str
+
+
+class TokenWriter:
+    """Appends documents to one token file and counts them; use as a context manager."""
+
+    def __init__(self, path: Path, tokenizer: CharTokenizer):
+        self.path, self.tokenizer = path, tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.documents = self.tokens = self.characters = self.bytes = 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> "TokenWriter":
+        self._file = self.path.open("wb")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def add(self, document: str) -> np.ndarray:
+        """Append `document`; returns its ids, <bos> and <eos> included."""
+        ids = self.tokenizer.encode_array(document)
+        data = ids.astype(self.dtype).tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+        self.documents += 1
+        self.tokens += len(ids)
+        self.characters += len(document)
+        self.bytes += len(document.encode())
+        return ids
+
+    def info(self) -> SplitInfo:
+        counts = (self.documents, self.tokens, self.characters, self.bytes)
+        return SplitInfo(*counts, sha256=self._digest.hexdigest())
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned integer that holds every id, little-endian."""
+    return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
+
+
+def write_meta(folder: Path, tokenizer: CharTokenizer, splits: dict[Split, SplitInfo]) -> None:
+    meta = {
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "vocab_size": tokenizer.vocab_size,
+        "vocab_sha256": tokenizer.sha256(),
+        "splits": {name: asdict(info) for name, info in splits.items()},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+
+
+class Tokens:
+    """The token files of a folder, memory-mapped: `ids["train"]`, `ids["val"]`, `info[…]`.
+
+    Raises:
+        UserError: a file is missing, or does not have the length or the vocabulary `meta.json` says.
+    """
+
+    def __init__(self, folder: Path, tokenizer: CharTokenizer | None = None):
+        again = "run `dvc repro prepare`"
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+            self.info = {name: SplitInfo(**info) for name, info in meta["splits"].items()}
+            self.vocab_sha256: str = meta["vocab_sha256"]
+        except FileNotFoundError:
+            raise UserError(f"{folder / 'meta.json'}: not found; {again}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{folder / 'meta.json'}: damaged; {again}") from None
+        if tokenizer is not None and tokenizer.sha256() != self.vocab_sha256:
+            raise UserError(f"{folder}: made with another vocabulary; {again}")
+        self.ids: dict[str, np.ndarray] = {}
+        for name, info in self.info.items():
+            file = folder / f"{name}.bin"
+            if not file.exists() or file.stat().st_size != info.tokens * dtype.itemsize:
+                raise UserError(f"{file}: missing, or not {info.tokens} tokens of {dtype}; {again}")
+            # an empty file cannot be mapped
+            self.ids[name] = np.memmap(file, dtype, mode="r") if info.tokens else np.empty(0, dtype)
+
+    @property
+    def val_split(self) -> Split:
+        """The split that validation reads: the training split itself where nothing is held out."""
+        return "val" if self.info["val"].documents else "train"
+
+    def sha256(self) -> str:
+        """A fingerprint of tokens and vocabulary together."""
+        parts = [self.vocab_sha256, *(self.info[name].sha256 for name in ("train", "val"))]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+class Batches:
+    """Rows of at most `max_seq_len` inputs, each with its targets one position later.
+
+    `packed`: documents run on, row after row, nothing wasted. `padded`: each document starts a row of
+    its own (a long one takes several) and short rows end in <pad>.
+
+    `batches[step]` is the shuffled training batch of a step: a pure function of (tokens, seed, step),
+    so training resumes at any step without a word about the past. Each epoch visits every row once.
+    Iterating gives every target once, in order: what evaluation needs.
+    """
+
+    def __init__(self, ids: np.ndarray, layout: str, batch_size: int, max_seq_len: int, seed: int = 0):
+        if len(ids) < 2:
+            raise UserError("the split holds no text to learn from; set data.path to more text")
+        self.ids, self.batch_size, self.max_seq_len, self.seed = ids, batch_size, max_seq_len, seed
+        self.packed = layout == "packed"
+        if self.packed:
+            self.starts = np.arange(0, len(ids) - 1, max_seq_len)
+            self.ends = np.minimum(self.starts + max_seq_len + 1, len(ids))
+        else:
+            self.starts, self.ends = _document_rows(ids, max_seq_len)
+
+    def __getitem__(self, step: int) -> Batch:
+        epochs, places = np.divmod(step * self.batch_size + np.arange(self.batch_size), len(self.starts))
+        rows = []
+        for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True):
+            order, shift = _shuffle(self.seed, epoch, len(self.starts), self.max_seq_len)
+            start, end = self.starts[order[place]], self.ends[order[place]]
+            if self.packed and end + shift <= len(self.ids):  # other row boundaries in each epoch
+                start, end = start + shift, end + shift
+            rows.append(self.ids[start:end])
+        return _collate(rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, len(self.starts), self.batch_size):
+            last = first + self.batch_size
+            spans = zip(self.starts[first:last], self.ends[first:last], strict=True)
+            yield _collate([self.ids[start:end] for start, end in spans])
+
+
+def _document_rows(ids: np.ndarray, max_seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (starts, ends) that never cross a document; text is never <bos>, so <bos> marks each start."""
+    borders = [*np.flatnonzero(ids == BOS).tolist(), len(ids)]
+    starts, ends = [], []
+    for begin, end in zip(borders, borders[1:], strict=False):
+        for start in range(begin, end - 1, max_seq_len):
+            starts.append(start)
+            ends.append(min(start + max_seq_len + 1, end))
+    return np.array(starts), np.array(ends)
+
+
+@lru_cache(maxsize=4)
+def _shuffle(seed: int, epoch: int, rows: int, max_seq_len: int) -> tuple[np.ndarray, int]:
+    rng = np.random.default_rng([seed, epoch])
+    return rng.permutation(rows), int(rng.integers(max_seq_len))
+
+
+def _collate(rows: Iterable[np.ndarray]) -> Batch:
+    rows = list(rows)
+    batch = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)
+    for target, row in zip(batch, rows, strict=True):
+        target[: len(row)] = row
+    return batch[:, :-1].copy(), batch[:, 1:].copy()

@@ -1,0 +1,46 @@
+"""What training lowers and evaluation reports: cross-entropy, and its readable forms."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.dataset import Batch
+from minigpt.tokenizer import PAD
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """(B, T, V) logits, (B, T) targets → nats, over the targets that are not <pad>."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction=reduction)
+
+
+def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A NumPy batch as tensors on `device`: input_ids (B, T), targets (B, T)."""
+    input_ids, targets = batch
+    return torch.from_numpy(input_ids).to(device), torch.from_numpy(targets).to(device)
+
+
+@torch.inference_mode()
+def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """Mean cross-entropy in nats a token over all of `batches`; the model is left as it was."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches:
+        input_ids, targets = to_tensors(batch, device)
+        total += cross_entropy(model(input_ids), targets, reduction="sum").item()
+        count += int((targets != PAD).sum())
+    model.train(training)
+    return total / count
+
+
+def bits_per(unit_count: int, loss: float, predictions: int) -> float:
+    """Bits to write one unit (a character, a byte) of a text of `unit_count` of them.
+
+    All predictions are paid for, those of <bos> and <eos> included: the text cannot be written
+    without its ends.
+    """
+    return loss * predictions / unit_count / math.log(2)

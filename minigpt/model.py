@@ -1,0 +1,184 @@
+"""The language model: a decoder-only transformer, from ids to logits.
+
+Shapes are given with these letters throughout the project:
+    B batch, T time (positions), C = d_model (channels), H heads, D = C / H, V vocabulary.
+P is the number of positions that a key/value cache already holds (0 without one).
+
+Sources: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762); normalisation before each
+sublayer as in Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Keys and values of one layer's earlier positions, each (B, H, P, D)
+LayerCache = tuple[Tensor, Tensor]
+
+
+class PositionalEncoding(nn.Module):
+    """Adds to each position a pattern of its own, so that the model knows the order.
+
+    encoding[t, 2i] = sin(t / 10000^(2i/C)),  encoding[t, 2i+1] = cos(t / 10000^(2i/C))
+    (Vaswani et al., section 3.5).
+    """
+
+    encoding: Tensor
+
+    def __init__(self, d_model: int, max_seq_len: int):
+        super().__init__()
+        position = torch.arange(max_seq_len, dtype=torch.float64).unsqueeze(1)  # (max_seq_len, 1)
+        frequency = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)  # (C/2,)
+        encoding = torch.zeros(max_seq_len, d_model)
+        encoding[:, 0::2] = torch.sin(position * frequency)
+        encoding[:, 1::2] = torch.cos(position * frequency)[:, : d_model // 2]  # an odd C ends on a sine
+        # computed, not learned: no parameter, and not stored in checkpoints
+        self.register_buffer("encoding", encoding, persistent=False)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """x (B, T, C), whose first position is `start` → (B, T, C)."""
+        return x + self.encoding[start : start + x.shape[1]]
+
+
+def causal_mask(new: int, past: int, device: torch.device | None = None) -> Tensor:
+    """(T, P+T), true where a new position may look: at every cached one, at itself and before."""
+    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """How much each position looks at each: softmax(Q Kᵀ / √D), the future masked out.
+
+    q (B, H, T, D), k (B, H, P+T, D) → (B, H, T, P+T), each row sums to 1.
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    mask = causal_mask(q.shape[2], k.shape[2] - q.shape[2], q.device)
+    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+
+
+class MultiHeadAttention(nn.Module):
+    """H attentions side by side, each on D of the C channels.
+
+    `fast` chooses PyTorch's fused kernel, which computes the same as `attention_weights(q, k) @ v`
+    without ever storing the (T, P+T) weights.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)  # the three projections as one product
+        self.output = nn.Linear(d_model, d_model)
+        self.dropout = dropout
+        self.fast = True
+
+    def forward(self, x: Tensor, past: LayerCache | None = None) -> tuple[Tensor, LayerCache]:
+        """x (B, T, C) → attended (B, T, C), and keys and values so far, each (B, H, P+T, D)."""
+        B, T, C = x.shape
+        heads = self.query_key_value(x).view(B, T, 3, self.num_heads, C // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, H, P+T, D)
+        dropout = self.dropout if self.training else 0.0
+        if not self.fast:
+            attended = F.dropout(attention_weights(q, k), dropout) @ v
+        elif past is None:
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        else:
+            mask = causal_mask(T, k.shape[2] - T, x.device)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.output(attended.transpose(1, 2).reshape(B, T, C)), (k, v)
+
+
+class FeedForward(nn.Module):
+    """Thinks about each position alone: expand C → d_ff, ReLU, compress d_ff → C."""
+
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, d_ff)
+        self.linear2 = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        return self.linear2(F.relu(self.linear1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy and added back to x."""
+
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = MultiHeadAttention(d_model, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.feed_forward = FeedForward(d_model, d_ff)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, past: LayerCache | None = None) -> tuple[Tensor, LayerCache]:
+        """x (B, T, C) → (B, T, C), and this layer's keys and values."""
+        attended, present = self.attention(self.norm1(x), past)
+        x = x + self.dropout(attended)
+        x = x + self.dropout(self.feed_forward(self.norm2(x)))
+        return x, present
+
+
+class MiniGPT(nn.Module):
+    """Token ids → logits of the next token, at every position.
+
+    Args:
+        vocab_size: V, special tokens included.
+        d_model, num_heads, num_layers, d_ff: the sizes; `num_heads` divides `d_model`.
+        max_seq_len: the most positions that the model sees at once.
+        dropout: share of activations dropped in training, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 4,
+        d_ff: int = 512,
+        max_seq_len: int = 256,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.max_seq_len = max_seq_len
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        self.positional_encoding = PositionalEncoding(d_model, max_seq_len)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(d_model, num_heads, d_ff, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(d_model, vocab_size)
+        self._initialize(num_layers)
+
+    def _initialize(self, num_layers: int) -> None:
+        """GPT-2's: N(0, 0.02), smaller where a block writes to x, so that depth does not add up."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                writes_to_x = name.endswith(("attention.output", "linear2"))
+                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * num_layers if writes_to_x else 1))
+                nn.init.zeros_(module.bias)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) ids → (B, T, V) logits; T is at most max_seq_len."""
+        return self.step(input_ids)[0]
+
+    def step(
+        self, input_ids: Tensor, past: list[LayerCache] | None = None
+    ) -> tuple[Tensor, list[LayerCache]]:
+        """As `forward`, for positions that follow those in `past`.
+
+        (B, T) ids and a cache of P positions → (B, T, V) logits and the cache of P+T positions,
+        which with the next ids gives the logits of the whole sequence without computing it anew.
+        P+T is at most max_seq_len.
+        """
+        start = past[0][0].shape[2] if past else 0
+        x = self.dropout(self.positional_encoding(self.token_embedding(input_ids), start))  # (B, T, C)
+        present = []
+        for layer, block in enumerate(self.blocks):
+            x, cache = block(x, past[layer] if past else None)
+            present.append(cache)
+        return self.head(self.norm(x)), present
