@@ -90,7 +90,6 @@ class EvaluateConfig(Section):
 
 class ExportConfig(Section):
     tolerance: Annotated[float, Field(gt=0)]
-    parity_prompts: PositiveInt
 
 
 class Params(Section):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.corpus import Split
 from minigpt.errors import UserError
 from minigpt.tokenizer import BOS, PAD, CharTokenizer
 
@@ -69,7 +68,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
 
 
-def write_meta(folder: Path, tokenizer: CharTokenizer, splits: dict[Split, SplitInfo]) -> None:
+def write_meta(folder: Path, tokenizer: CharTokenizer, splits: dict[str, SplitInfo]) -> None:
     meta = {
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "vocab_size": tokenizer.vocab_size,
@@ -108,7 +107,7 @@ class Tokens:
             self.ids[name] = np.memmap(file, dtype, mode="r") if info.tokens else np.empty(0, dtype)
 
     @property
-    def val_split(self) -> Split:
+    def val_split(self) -> str:
         """The split that validation reads: the training split itself where nothing is held out."""
         return "val" if self.info["val"].documents else "train"
 
@@ -139,6 +138,11 @@ class Batches:
             self.ends = np.minimum(self.starts + max_seq_len + 1, len(ids))
         else:
             self.starts, self.ends = _document_rows(ids, max_seq_len)
+
+    @property
+    def num_targets(self) -> int:
+        """How many predictions one pass over the split makes."""
+        return int((self.ends - self.starts - 1).sum())
 
     def __getitem__(self, step: int) -> Batch:
         epochs, places = np.divmod(step * self.batch_size + np.arange(self.batch_size), len(self.starts))

@@ -19,7 +19,8 @@ from minigpt.loss import cross_entropy, mean_loss, to_tensors
 from minigpt.model import MiniGPT
 from minigpt.optim import build_optimizer, learning_rate
 
-Row = dict[str, float]  # what was measured at a step: "step", "tokens", "train/loss", "val/loss", …
+# What was measured at a step: "step", "tokens", and "train/loss", "learning_rate", … or "val/loss"
+Row = dict[str, float]
 
 
 @dataclass
@@ -64,7 +65,6 @@ class Trainer:
         self.progress = Progress()
         self.best: Tensors = {}  # the weights with the lowest validation loss so far
         self.loss_sum = torch.zeros((), device=self.device)  # since the last row of the history
-        self.steps_summed = 0
         if resume is not None and (state := resume.load()) is not None:
             self._load_state(*state)
 
@@ -87,8 +87,10 @@ class Trainer:
         self.model.train()
         while not self.finished:
             gradient_norm = self._step()
-            if progress.step % config.log_interval == 0 or self._is_eval_step:
+            if progress.step % config.log_interval == 0:
                 report(self._log(gradient_norm))
+            if progress.step % config.eval_interval == 0 or progress.step == config.max_steps:
+                report(self._evaluate())
             if should_stop() and not self.finished:
                 self._save_state()
                 raise Interrupted
@@ -103,10 +105,6 @@ class Trainer:
         patience = self.config.patience
         tired = patience is not None and self.progress.evals_without_gain >= patience
         return tired or self.progress.step >= self.config.max_steps
-
-    @property
-    def _is_eval_step(self) -> bool:
-        return self.progress.step % self.config.eval_interval == 0 or self.progress.step == self.config.max_steps
 
     def _step(self) -> torch.Tensor:
         """One update; returns the norm of the gradient before clipping."""
@@ -125,28 +123,23 @@ class Trainer:
         self.optimizer.step()
         self.model.zero_grad()
         self.loss_sum += loss.detach()
-        self.steps_summed += 1
         self.progress.step += 1
         self.progress.tokens += input_ids.numel()
         return gradient_norm
 
     def _log(self, gradient_norm: torch.Tensor) -> Row:
-        progress = self.progress
-        row: Row = {
-            "step": progress.step,
-            "tokens": progress.tokens,
+        row = {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": gradient_norm.item(),
-            "train/loss": self.loss_sum.item() / self.steps_summed,
+            "train/loss": self.loss_sum.item() / self.config.log_interval,
         }
-        if self._is_eval_step:
-            row["val/loss"] = self._evaluate()
         self.loss_sum.zero_()
-        self.steps_summed = 0
-        progress.history.append(row)
+        self.progress.history.append(row)
         return row
 
-    def _evaluate(self) -> float:
+    def _evaluate(self) -> Row:
         progress = self.progress
         val_loss = mean_loss(self.model, self.val_batches)
         if val_loss < progress.best_val_loss:
@@ -155,7 +148,9 @@ class Trainer:
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         else:
             progress.evals_without_gain += 1
-        return val_loss
+        row = {"step": progress.step, "tokens": progress.tokens, "val/loss": val_loss}
+        progress.history.append(row)
+        return row
 
     def _save_state(self) -> None:
         if self.resume is None:
@@ -165,8 +160,7 @@ class Trainer:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in values.items()}
-        metadata = {"progress": asdict(self.progress), "steps_summed": self.steps_summed}
-        self.resume.save(self.progress.step, tensors, metadata)
+        self.resume.save(self.progress.step, tensors, {"progress": asdict(self.progress)})
 
     def _load_state(self, tensors: Tensors, metadata: dict[str, Any]) -> None:
         def part(prefix: str) -> Tensors:
@@ -184,4 +178,3 @@ class Trainer:
         torch.set_rng_state(tensors["rng"])
         self.loss_sum = tensors["loss_sum"].to(self.device)
         self.progress = Progress(**metadata["progress"])
-        self.steps_summed = metadata["steps_summed"]

@@ -1,0 +1,226 @@
+"""minigpt-cli: generate text, look into model files, fetch corpora.
+
+Everything heavy is imported inside the command that needs it: `generate --backend onnx` loads only
+typer, NumPy and ONNX Runtime.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minigpt.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt.inference import Backend
+
+app = typer.Typer(
+    name="minigpt-cli",
+    help="Generate text with a MiniGPT model, and look at what is inside one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class BackendName(StrEnum):
+    torch = "torch"
+    onnx = "onnx"
+
+
+MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path("models/minigpt.safetensors")}
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="Model file: .onnx or .safetensors. Default: what `dvc repro` made."),
+]
+BackendOption = Annotated[
+    BackendName | None,
+    typer.Option("--backend", "-b", help="What computes. Default: by the model file's ending, else onnx."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The text to continue. Default: standard input, if piped.")
+    ] = None,
+    backend: BackendOption = None,
+    model: ModelOption = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens (or when the text ends).")] = 200,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 1 bolder, below 1 safer, 0 greedy.", show_default="0.8")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens.")] = 50,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token; same as temperature 0.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same text, on either backend.")] = 0,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many texts to write.")] = 1,
+    stream: Annotated[bool, typer.Option(help="Print as the text is written, or when it is finished.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a text.
+
+    Examples:
+
+        minigpt-cli generate --prompt "The quick brown"
+
+        echo "Once upon" | minigpt-cli generate --temperature 0.5 --seed 7
+
+        minigpt-cli generate -p "The" -n 3 --json | jq -r .text
+    """
+    from minigpt.inference import generate as generate_text
+    from minigpt.inference import generate_ids
+    from minigpt.sampling import Sampling
+    from minigpt.tokenizer import EOS, printable
+
+    if greedy and temperature:
+        raise UserError("greedy: means temperature 0; give --greedy or --temperature, not both")
+    if num_samples < 1:
+        raise UserError(f"num-samples: must be 1 or more, but it is {num_samples}")
+    sampling = Sampling(0.0 if greedy else 0.8 if temperature is None else temperature, top_k, seed)
+    engine = _load(backend, model)
+    text = _read_prompt(prompt)
+    if unknown := engine.tokenizer.unknown(text):
+        _warn(f"the model does not know these characters and reads them as <unk>: {printable(unknown)}")
+    try:
+        for sample in range(num_samples):
+            if as_json:
+                ids = list(generate_ids(engine, text, max_new_tokens, sampling, sample))
+                result = {
+                    "prompt": text,
+                    "text": engine.tokenizer.decode(ids),
+                    "tokens": len(ids),
+                    "stopped": "eos" if ids[-1] == EOS else "length",
+                    "seed": seed,
+                    "sample": sample,
+                }
+                print(json.dumps(result), flush=stream)
+                continue
+            pieces = generate_text(engine, text, max_new_tokens, sampling, sample)
+            if sample:
+                print("---")
+            print(text, end="", flush=stream)
+            for piece in pieces:
+                print(piece, end="", flush=stream)
+            print(flush=stream)
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def info(backend: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """Show what a model file holds: architecture, vocabulary, training, lineage."""
+    metadata = _metadata(backend, model)
+    tokenizer = metadata.pop("tokenizer")
+    metadata["vocabulary"] = {"type": tokenizer["type"], "characters": "".join(tokenizer["characters"])}
+    if as_json:
+        print(json.dumps(metadata))
+        return
+    for section, values in metadata.items():
+        if not isinstance(values, dict):
+            print(f"{section}: {values}")
+            continue
+        print(f"{section}:")
+        for key, value in values.items():
+            print(f"  {key}: {value!r}" if isinstance(value, str) else f"  {key}: {value}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="Which corpus. Without it, list them.")] = None,
+) -> None:
+    """Put a corpus into data/raw/, ready for data.path in params.yaml."""
+    from minigpt.fetch import CORPORA
+    from minigpt.fetch import fetch as fetch_corpus
+
+    if name is None:
+        for corpus in CORPORA:
+            print(f"{corpus.name}: {corpus.description} ({corpus.licence})")
+        return
+    target = fetch_corpus(name, Path("data/raw"))
+    print(f"{target}\ntrain on it: dvc exp run -S data.path={target}")
+
+
+def _load(backend: BackendName | None, model: Path | None) -> "Backend":
+    backend, model = _resolve(backend, model)
+    if backend is BackendName.torch:
+        from minigpt.backends.torch import TorchBackend
+
+        return TorchBackend.load(model)
+    from minigpt.backends.onnx import OnnxBackend
+
+    return OnnxBackend(model)
+
+
+def _metadata(backend: BackendName | None, model: Path | None) -> dict[str, Any]:
+    backend, model = _resolve(backend, model)
+    if backend is BackendName.torch:
+        from minigpt.checkpoint import load_model
+
+        return load_model(model)[1]
+    from minigpt.backends.onnx import OnnxBackend
+
+    return OnnxBackend(model).metadata
+
+
+def _resolve(backend: BackendName | None, model: Path | None) -> tuple[BackendName, Path]:
+    """Which backend reads which file; each follows from the other where only one is given."""
+    if model is None:
+        backend = backend or BackendName.onnx
+        return backend, MODELS[backend]
+    suffixes = {path.suffix: name for name, path in MODELS.items()}
+    if model.suffix not in suffixes:
+        raise UserError(f"{model}: not a model file; it must end in {' or '.join(suffixes)}")
+    fitting = suffixes[model.suffix]
+    if backend not in (None, fitting):
+        raise UserError(f"{model}: the {backend} backend does not read {model.suffix} files; use --backend {fitting}")
+    return fitting, model
+
+
+def _read_prompt(prompt: str | None) -> str:
+    if prompt is not None:
+        return prompt
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not UTF-8 text at byte {error.start}; convert it first") from None
+
+
+def _warn(message: str) -> None:
+    print(f"minigpt-cli: warning: {message}", file=sys.stderr)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"minigpt {version('minigpt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point: a mistake of the user's is one line on stderr and exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"minigpt-cli: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Stage 1: the vocabulary of the training split, and how often each character occurs in it."""
+
+import logging
+
+import pandas as pd
+
+from minigpt.config import load_params
+from minigpt.corpus import Corpus
+from minigpt.tokenizer import CharTokenizer
+from pipeline import project, run_stage
+
+log = logging.getLogger(__name__)
+CHARACTERS = project.REPORTS / "characters.csv"
+
+
+def main() -> None:
+    params = load_params()
+    corpus = Corpus(params.data.path, params.data.documents, params.data.val_fraction)
+    tokenizer = CharTokenizer()
+    # of the training split only: a character that only validation has is honestly <unk>
+    training_texts = (document for document, split in corpus if split == "train")
+    counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
+
+    project.VOCAB.parent.mkdir(exist_ok=True)
+    tokenizer.save(project.VOCAB)
+    table = pd.DataFrame({"character": list(counts), "count": list(counts.values())})
+    table["share"] = (table["count"] / table["count"].sum()).round(6)
+    table["in_vocabulary"] = table["character"].isin(tokenizer.characters)
+    table["character"] = table["character"].map(repr)  # a space or a line break would not be seen
+    project.REPORTS.mkdir(exist_ok=True)
+    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(CHARACTERS, index=False)
+    log.info("vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total())
+
+
+if __name__ == "__main__":
+    run_stage(main)

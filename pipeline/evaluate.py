@@ -1,0 +1,59 @@
+"""Stage 4: what the model is worth, on the whole validation split."""
+
+import json
+import logging
+
+from minigpt.backends.torch import TorchBackend
+from minigpt.checkpoint import load_model
+from minigpt.config import EvaluateConfig, load_params
+from minigpt.dataset import Batches, Tokens
+from minigpt.evaluate import accuracy_by_class, baselines, predict, summarize
+from minigpt.inference import generate
+from minigpt.sampling import Sampling
+from minigpt.tokenizer import CharTokenizer
+from pipeline import project, run_stage, tracking
+
+log = logging.getLogger(__name__)
+EVALUATION = project.REPORTS / "evaluation.json"
+ACCURACY = project.REPORTS / "accuracy.csv"
+SAMPLES = project.REPORTS / "samples.md"
+
+
+def main() -> None:
+    config = load_params().evaluate
+    model, metadata = load_model(project.MODEL)
+    tokenizer = CharTokenizer.from_dict(metadata["tokenizer"])
+    tokens = Tokens(project.TOKENS, tokenizer)
+    split = tokens.val_split
+    ids = tokens.ids[split]
+    # the layout that the model was trained in: another would show it positions it has never seen
+    batches = Batches(ids, metadata["train"]["layout"], config.batch_size, model.max_seq_len)
+    predictions = predict(model, batches)
+    result = {
+        **summarize(predictions, tokens.info[split]),
+        "held_out": split == "val",
+        "baseline_loss": baselines(ids, tokenizer.vocab_size),
+    }
+
+    project.REPORTS.mkdir(exist_ok=True)
+    EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
+    accuracy_by_class(predictions, tokenizer).to_csv(ACCURACY, index=False)
+    SAMPLES.write_text(_samples(TorchBackend(model, tokenizer), config), encoding="utf-8")
+    if split == "train":
+        log.warning("nothing is held out of this corpus: these figures are of the training split itself")
+    log.info("loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f", result)
+    with tracking.model_run(project.MODEL) as run:
+        run.report("evaluation", result, [EVALUATION, ACCURACY, SAMPLES])
+
+
+def _samples(backend: TorchBackend, config: EvaluateConfig) -> str:
+    sampling = Sampling(config.temperature, config.top_k, config.seed)
+    text = f"# Samples\n\nTemperature {config.temperature}, top-k {config.top_k}, seed {config.seed}.\n"
+    for prompt in config.prompts:
+        continuation = "".join(generate(backend, prompt, config.max_new_tokens, sampling))
+        text += f"\n## `{prompt}`\n\n```text\n{prompt}{continuation}\n```\n"
+    return text
+
+
+if __name__ == "__main__":
+    run_stage(main)

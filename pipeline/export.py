@@ -1,0 +1,43 @@
+"""Stage 5: the model as one ONNX file, proved equal to the checkpoint before it is kept."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.backends.torch import TorchBackend
+from minigpt.checkpoint import load_model
+from minigpt.config import load_params
+from minigpt.export import check_parity, max_logit_difference, to_onnx
+from minigpt.files import atomic_write
+from minigpt.tokenizer import CharTokenizer
+from pipeline import project, run_stage, tracking
+
+log = logging.getLogger(__name__)
+EXPORT = project.REPORTS / "export.json"
+
+
+def main() -> None:
+    config = load_params().export
+    model, metadata = load_model(project.MODEL)
+    data = to_onnx(model, metadata)
+    torch_backend = TorchBackend(model, CharTokenizer.from_dict(metadata["tokenizer"]))
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder) / "candidate.onnx"
+        candidate.write_bytes(data)
+        difference = max_logit_difference(torch_backend, OnnxBackend(candidate))
+    check_parity(difference, config.tolerance)
+
+    atomic_write(project.ONNX_MODEL, data)
+    project.REPORTS.mkdir(exist_ok=True)
+    result = {"max_logit_difference": difference, "bytes": len(data)}
+    EXPORT.write_text(json.dumps(result, indent=1) + "\n")
+    log.info("%s: %.1f MB, logits within %.1g of PyTorch's", project.ONNX_MODEL, len(data) / 1e6, difference)
+    with tracking.model_run(project.MODEL) as run:
+        run.report("export", result, [EXPORT])
+        run.onnx_model(project.ONNX_MODEL)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,24 @@
+"""The exported model as MLflow serves it: a text in, its continuation out.
+
+MLflow stores this file itself with the model ("models from code"), so nothing is pickled.
+"""
+
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.inference import generate
+
+
+class TextModel(mlflow.pyfunc.PythonModel):
+    def load_context(self, context) -> None:
+        self.backend = OnnxBackend(Path(context.artifacts["onnx"]))
+
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
+        """A column "text" of prompts → a column "text" of their continuations."""
+        return pd.DataFrame({"text": ["".join(generate(self.backend, prompt)) for prompt in model_input["text"]]})
+
+
+mlflow.models.set_model(TextModel())
