@@ -2,9 +2,10 @@
 
 Both are safetensors files. Beside its tensors a file holds one JSON text under the key "minigpt"
 (one key: several would be written in random order, and equal models must be equal files), and in it
-the SHA-256 of the tensors.
+the SHA-256 of all the rest.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,13 +26,13 @@ Tensors = dict[str, Tensor]
 
 
 class DamagedFileError(UserError):
-    """The file is no safetensors file of MiniGPT, or its tensors are not those that were written."""
+    """The file is no safetensors file of MiniGPT, or its content is not what was written."""
 
 
 def save(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
     """Write `tensors` and `metadata` (anything JSON can say) to `path`, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**metadata, "tensors_sha256": _digest(tensors)})
+    text = json.dumps({**metadata, "sha256": _digest(tensors, metadata)})
     atomic_write(path, safetensors.torch.save(tensors, {"minigpt": text}))
 
 
@@ -46,15 +47,15 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         with safetensors.safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {})["minigpt"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        if metadata.pop("tensors_sha256") == _digest(tensors):
+        if metadata.pop("sha256") == _digest(tensors, metadata):
             return tensors, metadata
-    except (safetensors.SafetensorError, KeyError, ValueError):
+    except (safetensors.SafetensorError, KeyError, ValueError, AttributeError):
         pass
     raise DamagedFileError(f"{path}: damaged, or not written by MiniGPT")
 
 
-def _digest(tensors: Tensors) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Tensors, metadata: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         # as bytes, so that a dtype NumPy does not know is hashed too
@@ -105,6 +106,8 @@ class ResumeStore:
         """Forget the states: the training is done."""
         for file in self._files():
             file.unlink()
+        with contextlib.suppress(OSError):  # somebody else's file in it, or never made
+            self.folder.rmdir()
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)

@@ -56,7 +56,9 @@ def generate(
         float | None, typer.Option(help="Above 1 bolder, below 1 safer, 0 greedy.", show_default="0.8")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens.")] = 50,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token; same as temperature 0.")] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always the likeliest token; same as temperature 0.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same text, on either backend.")] = 0,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many texts to write.")] = 1,
     stream: Annotated[bool, typer.Option(help="Print as the text is written, or when it is finished.")] = True,

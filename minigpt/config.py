@@ -124,7 +124,8 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def _one_line(error: ValidationError) -> str:
-    first, *others = error.errors()
+    # an unknown key first: a misspelt one is also missing, but its wrong name is what to correct
+    first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     # a union reports one error a branch, its tag behind the key: keep the section and the key
     key = ".".join(str(part) for part in first["loc"][:2]) or "the file"
     problem = first["msg"].removeprefix("Value error, ")

@@ -5,6 +5,7 @@ A folder of token files holds `train.bin` and `val.bin` (the ids one after anoth
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -166,7 +167,7 @@ def _document_rows(ids: np.ndarray, max_seq_len: int) -> tuple[np.ndarray, np.nd
     """Rows (starts, ends) that never cross a document; text is never <bos>, so <bos> marks each start."""
     borders = [*np.flatnonzero(ids == BOS).tolist(), len(ids)]
     starts, ends = [], []
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in itertools.pairwise(borders):
         for start in range(begin, end - 1, max_seq_len):
             starts.append(start)
             ends.append(min(start + max_seq_len + 1, end))

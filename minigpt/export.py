@@ -6,7 +6,6 @@ The file's inputs, outputs and metadata are described in `minigpt/backends/onnx.
 import contextlib
 import io
 import json
-import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -82,7 +81,6 @@ def _formula_attention(model: MiniGPT) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's own progress and deprecation notices say nothing to a user of MiniGPT."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

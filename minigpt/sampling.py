@@ -68,5 +68,7 @@ def next_token(logits: np.ndarray, sampling: Sampling, sample: int, position: in
     # stable: of equal logits the lower id comes first
     kept = np.argsort(-logits, kind="stable")[: sampling.top_k]
     noise = gumbel_noise(sampling.seed, sample, position, len(logits))[kept]
-    # the difference first, so that a tiny temperature cannot overflow
-    return int(kept[((logits[kept] - logits[kept[0]]) / sampling.temperature + noise).argmax()])
+    # from the best down, so that a tiny temperature overflows to -inf at worst, and the best stays
+    with np.errstate(over="ignore"):
+        scores = (logits[kept] - logits[kept[0]]) / sampling.temperature + noise
+    return int(kept[scores.argmax()])

@@ -35,7 +35,7 @@ class Progress:
     history: list[Row] = field(default_factory=list)
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
     """Training was asked to stop before its end; its state is saved."""
 
 
@@ -164,9 +164,7 @@ class Trainer:
 
     def _load_state(self, tensors: Tensors, metadata: dict[str, Any]) -> None:
         def part(prefix: str) -> Tensors:
-            return {
-                name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
-            }
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
         self.best = part("best.")

@@ -15,7 +15,9 @@ from minigpt.errors import UserError
 
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage: log to stderr; a mistake of the user's is one line and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("__main__", "minigpt", "pipeline"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
         main()
     except UserError as error:

@@ -22,7 +22,8 @@ def main() -> None:
     rows = []
     with ExitStack() as stack:
         writers: dict[str, TokenWriter] = {
-            split: stack.enter_context(TokenWriter(project.TOKENS / f"{split}.bin", tokenizer)) for split in get_args(Split)
+            split: stack.enter_context(TokenWriter(project.TOKENS / f"{split}.bin", tokenizer))
+            for split in get_args(Split)
         }
         for document, split in Corpus(params.data.path, params.data.documents, params.data.val_fraction):
             ids = writers[split].add(document)

@@ -118,7 +118,11 @@ class Run:
         _log_curves()
         if earlier is not None:
             # the same bytes again: evaluate and export will not rerun, what they found holds for this run too
-            found = {name: value for name, value in earlier.data.metrics.items() if name.startswith(("evaluation/", "export/"))}
+            found = {
+                name: value
+                for name, value in earlier.data.metrics.items()
+                if name.startswith(("evaluation/", "export/"))
+            }
             mlflow().log_metrics(found)
             mlflow().set_tag("evaluated_in_run", earlier.info.run_id)
 
@@ -216,6 +220,7 @@ def mlflow() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds; a dead server must not hold training up
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
@@ -245,7 +250,10 @@ def _find(digest: str) -> Any:
     client = mlflow().MlflowClient()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     found = client.search_runs(
-        [experiment.experiment_id], f"tags.model_sha256 = '{digest}'", order_by=["attributes.start_time DESC"], max_results=1
+        [experiment.experiment_id],
+        f"tags.model_sha256 = '{digest}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
     )
     return found[0] if found else None
 
@@ -309,6 +317,7 @@ def _log_onnx_model(path: Path) -> None:
         artifacts={"onnx": str(path)},
         code_paths=["minigpt"],
         signature=ModelSignature(inputs=text, outputs=text),
+        input_example=pd.DataFrame({"text": ["Once upon a time"]}),
         pip_requirements=[f"{package}=={version(package)}" for package in packages],  # given: guessing takes seconds
     )
 

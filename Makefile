@@ -1,0 +1,37 @@
+# What people do with the project, one line each. `make` or `make help` lists it.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PYTHON ?= python3
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-full lint ui docs
+
+help: ## list these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniGPT needs Python 3.11 or newer; name one with make PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(READY) ## make .venv with everything in it
+
+repro: setup ## run the pipeline: text in, model out
+	dvc repro
+	python -m pipeline.summary
+
+test: setup ## run the tests
+	python -m pytest
+
+test-full: setup ## run the tests, the costly ones at full count
+	python -m pytest --full
+
+lint: setup ## check style and types
+	ruff check . && ruff format --check . && mypy
+
+ui: setup ## open the tracked runs in a browser
+	python -m pipeline.ui
+
+docs: setup ## write docs/cli.md anew from the command's own help
+	typer minigpt.cli utils docs --name minigpt-cli --output docs/cli.md

@@ -1,0 +1,33 @@
+"""What `make repro` ends with: the figures, a text from the exported model, and what to try next."""
+
+import json
+
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.inference import generate
+from pipeline import project, run_stage
+
+NEXT = """\
+try next:
+  source .venv/bin/activate
+  minigpt-cli generate --prompt "Once upon a time"
+  dvc exp run -S train.learning_rate=1e-3
+  make ui"""
+
+
+def main() -> None:
+    evaluation = json.loads((project.REPORTS / "evaluation.json").read_text())
+    split = "validation" if evaluation["held_out"] else "training (nothing is held out of this corpus)"
+    text = "".join(generate(OnnxBackend(project.ONNX_MODEL), "", max_new_tokens=300))
+    print(f"""
+{split} loss  {evaluation["loss"]:.4f} nats a token (bigram baseline {evaluation["baseline_loss"]["bigram"]:.4f})
+perplexity       {evaluation["perplexity"]:.3f}
+bits per char    {evaluation["bits_per_char"]:.3f}
+model            {project.ONNX_MODEL}, which writes:
+
+{text}
+
+{NEXT}""")
+
+
+if __name__ == "__main__":
+    run_stage(main)

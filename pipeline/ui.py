@@ -1,0 +1,33 @@
+"""`make ui`: MLflow's web page, straight on the charts that compare the runs."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import webbrowser
+from threading import Timer
+
+from pipeline import run_stage, tracking
+
+PORT = os.environ.get("PORT", "5000")
+
+
+def main() -> None:
+    mlflow = tracking.mlflow()  # makes the store where there is none yet
+    store = mlflow.get_tracking_uri()
+    server = store if store.startswith("http") else f"http://127.0.0.1:{PORT}"
+    experiment = mlflow.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    url = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    print(f"{url}\nCtrl-C ends it", flush=True)
+    if sys.stdout.isatty():
+        Timer(5, webbrowser.open, [url]).start()  # the server takes about so long to start
+    if server == store:
+        return
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
+    command += ["--host", "127.0.0.1", "--port", PORT, "--workers", "1"]
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,157 @@
+"""What several tests share: counts, a small trained model, and a copy of the project to run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt.backends.torch import TorchBackend
+from minigpt.config import TrainConfig
+from minigpt.corpus import Corpus
+from minigpt.dataset import Batches
+from minigpt.model import MiniGPT
+from minigpt.tokenizer import CharTokenizer
+from minigpt.train import Trainer
+
+ROOT = Path(__file__).parent.parent
+SENTENCES = ROOT / "data/raw/sentences.txt"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the costly tests at full count")
+
+
+@pytest.fixture(scope="session")
+def full(request) -> bool:
+    return request.config.getoption("--full")
+
+
+def train_config(**changes) -> TrainConfig:
+    values = {
+        "layout": "packed",
+        "batch_size": 4,
+        "max_steps": 12,
+        "learning_rate": 3e-3,
+        "min_learning_rate": 1e-4,
+        "warmup_steps": 2,
+        "weight_decay": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "max_grad_norm": 1.0,
+        "eval_interval": 4,
+        "log_interval": 3,
+        "patience": None,
+        "checkpoint_interval": 5,
+        "seed": 0,
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    return [document for document, _ in Corpus(str(SENTENCES))]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(sentences) -> CharTokenizer:
+    tokenizer = CharTokenizer()
+    tokenizer.build_vocab(sentences)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def trained(sentences, tokenizer) -> TorchBackend:
+    """A model that knows the sentences corpus by heart; its context is 64 tokens."""
+    ids = torch.tensor([token for text in sentences for token in tokenizer.encode(text)]).numpy()
+    torch.manual_seed(0)
+    model = MiniGPT(tokenizer.vocab_size, d_model=64, num_heads=4, num_layers=2, d_ff=256, max_seq_len=64)
+    config = train_config(layout="padded", batch_size=16, max_steps=300, eval_interval=100)
+    Trainer(model, Batches(ids, "padded", 16, 64), Batches(ids, "padded", 16, 64), config).run()
+    return TorchBackend(model, tokenizer)
+
+
+TINY = {
+    "d_model: 128": "d_model: 32",
+    "num_heads: 4": "num_heads: 2",
+    "num_layers: 4": "num_layers: 2",
+    "d_ff: 512": "d_ff: 64",
+    "max_seq_len: 256": "max_seq_len: 32",
+    "max_steps: 1600": "max_steps: 30",
+    "warmup_steps: 100": "warmup_steps: 5",
+    "eval_interval: 200": "eval_interval: 15",
+    "log_interval: 20": "log_interval: 5",
+    "checkpoint_interval: 200": "checkpoint_interval: 5",
+    "max_new_tokens: 300": "max_new_tokens: 30",
+}
+
+
+class Project:
+    """A Git repository with a copy of this project and small parameters."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        tracked = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for name in filter(None, tracked.split("\0")):
+            if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, root / name)
+        for old, new in TINY.items():
+            self.edit("params.yaml", old, new)
+        (root / "dvc.lock").unlink(missing_ok=True)
+        # of its own: neither the caller's tracking server nor its DVC experiment
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+        self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.env |= {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.com"}
+        self.env |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.com"}
+        self.run("git", "init", "--quiet", "--initial-branch=main")
+        self.commit()
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        file = self.root / name
+        text = file.read_text()
+        assert text.count(old) == 1, f"{name}: {old!r} occurs {text.count(old)} times"
+        file.write_text(text.replace(old, new))
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "state")
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        environment = {**self.env, **env}
+        return subprocess.Popen(command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *command: str, code: int = 0, **env: str) -> str:
+        """Run a command that must exit with `code`; returns what it printed, errors included."""
+        process = self.start(*command, **env)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == code, f"{' '.join(command)}: exit {process.returncode}\n{out}\n{err}"
+        return out + err
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory) -> Project:
+    """A project on which `dvc repro` has run, and whose results are committed; leave it as it is."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.run("dvc", "repro")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def project(reproduced, tmp_path) -> Project:
+    """A copy of `reproduced` to change; its tracking store is empty."""
+    copy = Project.__new__(Project)
+    copy.root, copy.env = tmp_path / "project", reproduced.env
+    shutil.copytree(reproduced.root, copy.root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db"))
+    return copy

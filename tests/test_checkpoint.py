@@ -1,0 +1,89 @@
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.checkpoint import DamagedFileError, ResumeStore, load, load_model, save
+from minigpt.errors import UserError
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "rng": torch.arange(9, dtype=torch.uint8), "b": torch.tensor(1.5)}
+
+
+def test_save_and_load(tmp_path):
+    path = tmp_path / "new" / "x.safetensors"
+    save(path, TENSORS, {"step": 3, "text": "é"})
+    tensors, metadata = load(path)
+    assert metadata == {"step": 3, "text": "é"}
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert os.listdir(path.parent) == ["x.safetensors"]  # no temporary file stays
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        save(tmp_path / name, dict(reversed(TENSORS.items())) if name == "two" else TENSORS, {"a": 1, "b": 2})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damage_is_noticed(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damage") / "x.safetensors"
+    save(path, TENSORS, {"step": 3})
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[at] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[at:]
+    path.write_bytes(content)
+    try:
+        tensors, metadata = load(path)
+    except DamagedFileError:
+        return
+    assert metadata == {"step": 3}  # the flip was in the file's padding
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save(path, TENSORS, {"step": 1})
+    before = path.read_bytes()
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(path, TENSORS, {"step": 2})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_what_is_no_model_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"none\.safetensors: no such model; run `dvc repro`"):
+        load_model(tmp_path / "none.safetensors")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"junk\.safetensors: damaged"):
+        load_model(tmp_path / "junk.safetensors")
+    save(tmp_path / "other.safetensors", TENSORS, {})
+    with pytest.raises(UserError, match=r"other\.safetensors: not a model"):
+        load_model(tmp_path / "other.safetensors")
+
+
+def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
+    store = ResumeStore(tmp_path / "states")
+    assert store.load() is None
+    for step in (5, 10, 15):
+        store.save(step, TENSORS, {"step": step})
+    newest, before = sorted((tmp_path / "states").iterdir(), reverse=True)
+    assert store.load()[1] == {"step": 15}
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert store.load()[1] == {"step": 10}
+    assert "going back to the state before it" in caplog.text
+    before.write_bytes(b"")
+    assert store.load() is None
+    store.clear()
+    assert not (tmp_path / "states").exists()

@@ -1,0 +1,61 @@
+import pytest
+from conftest import ROOT
+
+from minigpt.config import load_params
+from minigpt.errors import UserError
+
+PARAMS = (ROOT / "params.yaml").read_text()
+
+
+def test_the_project_s_own_parameters_are_valid():
+    params = load_params(ROOT / "params.yaml")
+    assert params.train.learning_rate == 3e-3
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("d_model: 128", "d_modle: 128", "model.d_modle: unknown key; remove it or correct its name"),
+        ("d_model: 128", "d_model: 128\n  extra: 1", "model.extra: unknown key"),
+        ("d_model: 128", "d_model: '128'", "model.d_model: Input should be a valid integer, but it is '128'"),
+        ("d_model: 128", "d_model: true", "model.d_model: Input should be a valid integer"),
+        ("d_model: 128", "d_model: -128", "model.d_model: Input should be greater than 0, but it is -128"),
+        ("d_model: 128", "d_model:", "model.d_model: Input should be a valid integer, but it is None"),
+        ("num_heads: 4", "num_heads: 5", r"model.num_heads: must divide d_model \(128\), but it is 5"),
+        ("dropout: 0.0", "dropout: 1.0", "model.dropout: Input should be less than 1"),
+        ("learning_rate: 3e-3", "learning_rate: .nan", "train.learning_rate: .*finite"),
+        ("learning_rate: 3e-3", "learning_rate: .inf", "train.learning_rate: .*finite"),
+        ("learning_rate: 3e-3", "learning_rate: 0", "train.learning_rate: .*greater than 0"),
+        ("learning_rate: 3e-3", "learning_rate: 1e-5", r"train: min_learning_rate \(0.0001\) exceeds learning_rate"),
+        ("warmup_steps: 100", "warmup_steps: 99999", r"train: warmup_steps \(99999\) exceeds max_steps"),
+        ("layout: packed", "layout: loose", "train.layout: Input should be 'packed' or 'padded', but it is 'loose'"),
+        ("val_fraction: auto", "val_fraction: 1.5", "data.val_fraction: "),
+        ("  seed: 0 # of the initial", "  # ", "train.seed: missing; add it"),
+        ("export:", "exprot:", r"exprot: unknown key; .*also wrong: export"),
+        ("model:", "model: {", "not valid YAML: "),
+        ("d_model: 128", "d_model: 128\n  d_model: 64", "not valid YAML: .*duplicate key"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path, old, new, message):
+    path = tmp_path / "params.yaml"
+    assert old in PARAMS
+    path.write_text(PARAMS.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as error:
+        load_params(path)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("content", ["", "- a\n", "text", "data: 1"])
+def test_a_file_without_sections_is_refused(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"params\.yaml: "):
+        load_params(path)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"params\.yaml: not found here"):
+        load_params(tmp_path / "params.yaml")

@@ -1,0 +1,108 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.dataset import Batches, Tokens, TokenWriter, token_dtype, write_meta
+from minigpt.errors import UserError
+from minigpt.tokenizer import BOS, EOS, PAD, CharTokenizer
+
+ALPHABET = CharTokenizer("abcdefgh")
+texts = st.lists(st.text("abcdefgh", min_size=1), min_size=1, max_size=12)
+
+
+def ids_of(documents: list[str]) -> np.ndarray:
+    return np.concatenate([ALPHABET.encode_array(document) for document in documents])
+
+
+def test_targets_are_the_inputs_one_later(tokenizer):
+    ids = tokenizer.encode_array("hello")
+    for layout in ("packed", "padded"):
+        input_ids, targets = next(iter(Batches(ids, layout, batch_size=1, max_seq_len=64)))
+        assert input_ids.tolist() == [[2, 21, 18, 25, 25, 28]]
+        assert targets.tolist() == [[21, 18, 25, 25, 28, 3]]
+
+
+@given(texts, st.integers(1, 5), st.integers(1, 9))
+def test_one_pass_predicts_every_token_once(documents, batch_size, max_seq_len):
+    ids = ids_of(documents)
+    for layout in ("packed", "padded"):
+        batches = Batches(ids, layout, batch_size, max_seq_len)
+        pairs = []
+        for input_ids, targets in batches:
+            assert input_ids.shape == targets.shape
+            assert input_ids.shape[0] <= batch_size
+            assert input_ids.shape[1] <= max_seq_len
+            pairs += [(a, b) for a, b in zip(input_ids.ravel(), targets.ravel(), strict=True) if b != PAD]
+        expected = list(zip(ids[:-1], ids[1:], strict=True))
+        if layout == "padded":  # the step from one document to the next is nobody's task
+            expected = [(a, b) for a, b in expected if a != EOS]
+        assert pairs == expected
+        assert batches.num_targets == len(expected)
+
+
+@given(texts, st.integers(1, 5), st.integers(1, 9), st.integers(0, 3))
+def test_batches_are_a_function_of_seed_and_step(documents, batch_size, max_seq_len, seed):
+    ids = ids_of(documents)
+    for layout in ("packed", "padded"):
+        first, second = (Batches(ids, layout, batch_size, max_seq_len, seed) for _ in range(2))
+        for step in (7, 0, 3):  # in any order
+            for a, b in zip(first[step], second[step], strict=True):
+                np.testing.assert_array_equal(a, b)
+                assert a.shape[0] == batch_size
+
+
+def test_an_epoch_visits_every_document_once_in_another_order_each_time():
+    documents = ["a" * n for n in range(1, 9)]
+    batches = Batches(ids_of(documents), "padded", batch_size=4, max_seq_len=16)
+    epochs = []
+    for epoch in range(3):
+        rows = [targets for step in (2 * epoch, 2 * epoch + 1) for targets in batches[step][1]]
+        epochs.append([int((row != PAD).sum()) for row in rows])
+    assert all(sorted(epoch) == list(range(2, 10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_padded_rows_begin_with_bos():
+    input_ids, _ = Batches(ids_of(["ab", "c", "def"]), "padded", batch_size=3, max_seq_len=8)[0]
+    assert (input_ids[:, 0] == BOS).all()
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(UserError, match="no text to learn from"):
+        Batches(np.empty(0, np.uint8), "packed", 1, 4)
+
+
+def write(folder, documents=("abc", "hé")) -> CharTokenizer:
+    tokenizer = CharTokenizer("abché")
+    with TokenWriter(folder / "train.bin", tokenizer) as train, TokenWriter(folder / "val.bin", tokenizer) as val:
+        for document in documents:
+            train.add(document)
+    write_meta(folder, tokenizer, {"train": train.info(), "val": val.info()})
+    return tokenizer
+
+
+def test_token_files_say_what_they_hold(tmp_path):
+    tokenizer = write(tmp_path)
+    tokens = Tokens(tmp_path, tokenizer)
+    assert tokenizer.decode(tokens.ids["train"].tolist()) == "abché"
+    assert Counter(tokens.ids["train"].tolist())[BOS] == 2
+    info = tokens.info["train"]
+    assert (info.documents, info.tokens, info.characters, info.bytes) == (2, 9, 5, 6)
+    assert tokens.val_split == "train"  # nothing was held out
+    assert tokens.ids["train"].dtype == token_dtype(tokenizer.vocab_size) == np.uint8
+    assert token_dtype(257) == np.dtype("<u2")
+
+
+def test_token_files_are_verified_when_opened(tmp_path):
+    tokenizer = write(tmp_path)
+    with pytest.raises(UserError, match="made with another vocabulary"):
+        Tokens(tmp_path, CharTokenizer("xyz"))
+    (tmp_path / "train.bin").write_bytes(b"123")
+    with pytest.raises(UserError, match=r"train\.bin: missing, or not 9 tokens"):
+        Tokens(tmp_path, tokenizer)
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(UserError, match=r"meta\.json: damaged"):
+        Tokens(tmp_path, tokenizer)

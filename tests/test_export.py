@@ -1,0 +1,120 @@
+"""PyTorch and ONNX Runtime: the same logits, the same text, one file."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.errors import UserError
+from minigpt.export import check_parity, max_logit_difference, to_onnx
+from minigpt.inference import generate_ids
+from minigpt.sampling import Sampling
+
+METADATA = {"format": 1, "training": {"val/loss": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def onnx_file(trained, tokenizer, tmp_path_factory) -> Path:
+    config = {"vocab_size": 40, "d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64}
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    path.write_bytes(to_onnx(trained.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(onnx_file) -> OnnxBackend:
+    return OnnxBackend(onnx_file)
+
+
+def test_logits_agree_at_every_length_cached_and_uncached(trained, exported):
+    assert max_logit_difference(trained, exported) < 1e-4
+
+
+def test_a_wrong_model_is_noticed(trained, exported, monkeypatch):
+    def slightly_off(ids, past, logits=exported.logits):
+        values, present = logits(ids, past)
+        values[0, -1, 7] += 1e-3
+        return values, present
+
+    monkeypatch.setattr(exported, "logits", slightly_off)
+    difference = max_logit_difference(trained, exported)
+    assert difference == pytest.approx(1e-3, rel=0.05)
+    with pytest.raises(UserError, match=r"export\.tolerance: the ONNX model's logits differ .* by 0\.001"):
+        check_parity(difference, 1e-4)
+
+    monkeypatch.setattr(exported, "logits", lambda ids, past: (np.full((*ids.shape, 40), np.nan), past))
+    assert max_logit_difference(trained, exported) == float("inf")
+
+
+def test_both_backends_write_the_same_text(trained, exported, sentences, full):
+    """Or part at a place where two candidates lie closer than the error of the logits."""
+    rng = random.Random(0)
+    error = max_logit_difference(trained, exported)
+    text = " ".join(sentences)
+    for seed in range(1000 if full else 200):
+        start = rng.randrange(len(text))
+        prompt = text[start : start + rng.randrange(40)]
+        sampling = Sampling(temperature=rng.choice([0.0, 0.8, 1.5]), top_k=rng.choice([3, 50]), seed=seed)
+        ours = list(generate_ids(trained, prompt, 100, sampling))
+        theirs = list(generate_ids(exported, prompt, 100, sampling))
+        if ours != theirs:
+            assert _gap_at_first_difference(trained, prompt, ours, theirs, sampling) <= 2 * error
+
+
+def _gap_at_first_difference(backend, prompt, ours, theirs, sampling) -> float:
+    from minigpt.sampling import gumbel_noise
+
+    at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    ids = backend.tokenizer.encode(prompt)[:-1] + ours[:at]
+    logits = backend.logits(np.array([ids[-backend.max_seq_len :]]), None)[0][0, -1]
+    if sampling.temperature:
+        logits = logits + sampling.temperature * gumbel_noise(sampling.seed, 0, len(ids), len(logits))
+    return abs(float(logits[ours[at]] - logits[theirs[at]]))
+
+
+def test_one_file_holds_everything(onnx_file, tmp_path, tokenizer):
+    moved = tmp_path / "elsewhere.onnx"
+    moved.write_bytes(onnx_file.read_bytes())
+    backend = OnnxBackend(moved)
+    assert backend.tokenizer.characters == tokenizer.characters
+    assert backend.metadata["training"] == METADATA["training"]
+    assert backend.max_seq_len == 64
+    assert str(Path.cwd()).encode() not in onnx_file.read_bytes()
+    assert b".py" not in onnx_file.read_bytes()
+
+
+def test_equal_models_are_equal_files(trained, onnx_file, exported):
+    assert to_onnx(trained.model, exported.metadata) == onnx_file.read_bytes()
+
+
+def test_the_model_trains_on_as_before_after_an_export(trained):
+    assert all(block.attention.fast for block in trained.model.blocks)
+
+
+def test_weights_in_another_file_are_refused(onnx_file, tmp_path):
+    path = tmp_path / "external.onnx"
+    model = onnx.load(onnx_file)
+    onnx.save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").exists()
+    with pytest.raises(
+        UserError, match=r"external\.onnx: not a model that can be run: its weights lie in another file"
+    ):
+        OnnxBackend(path)
+
+
+def test_other_files_are_refused_by_name(tmp_path, onnx_file):
+    with pytest.raises(UserError, match=r"none\.onnx: cannot be read: No such file"):
+        OnnxBackend(tmp_path / "none.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    (tmp_path / "cut.onnx").write_bytes(onnx_file.read_bytes()[:-5000])
+    for name in ("junk.onnx", "cut.onnx"):
+        with pytest.raises(UserError, match=rf"{name}: not a model that can be run: damaged"):
+            OnnxBackend(tmp_path / name)
+    foreign = onnx.load(onnx_file)
+    del foreign.metadata_props[:]
+    onnx.save_model(foreign, tmp_path / "foreign.onnx")
+    with pytest.raises(UserError, match=r"foreign\.onnx: an ONNX file, but not one that MiniGPT exported"):
+        OnnxBackend(tmp_path / "foreign.onnx")

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from conftest import train_config
+
+from minigpt.checkpoint import ResumeStore
+from minigpt.dataset import Batches
+from minigpt.errors import UserError
+from minigpt.loss import bits_per, cross_entropy, mean_loss
+from minigpt.model import MiniGPT
+from minigpt.optim import build_optimizer, learning_rate
+from minigpt.train import Interrupted, Progress, Trainer
+
+
+@pytest.fixture(scope="module")
+def ids(sentences, tokenizer):
+    return torch.tensor([token for text in sentences[:12] for token in tokenizer.encode(text)]).numpy()
+
+
+def trainer(ids, resume: ResumeStore | None = None, **changes) -> Trainer:
+    config = train_config(**changes)
+    torch.manual_seed(config.seed)
+    model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16, dropout=0.1)
+    train_batches = Batches(ids[:300], config.layout, config.batch_size, 16, config.seed)
+    return Trainer(model, train_batches, Batches(ids[300:], config.layout, 8, 16), config, resume)
+
+
+def outcome(finished: Trainer) -> tuple[dict[str, bytes], Progress]:
+    """All that must not depend on interruptions, to the bit."""
+    tensors = {name: tensor.numpy().tobytes() for name, tensor in finished.model.state_dict().items()}
+    return tensors, finished.progress
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_interrupted_after_any_step_it_ends_in_the_same_bytes(ids, tmp_path, layout):
+    whole = trainer(ids, layout=layout)
+    whole.run()
+    for stop in range(1, whole.config.max_steps):
+        store = ResumeStore(tmp_path / str(stop))
+        first = trainer(ids, store, layout=layout)
+        with pytest.raises(Interrupted):
+            first.run(should_stop=lambda stop=stop, run=first: run.progress.step == stop)
+        second = trainer(ids, store, layout=layout)
+        assert second.progress.step == stop
+        second.run()
+        assert outcome(second) == outcome(whole)
+
+
+def test_equal_seeds_give_equal_bytes_and_different_ones_do_not(ids):
+    outcomes = []
+    for seed in (0, 0, 1):
+        run = trainer(ids, seed=seed)
+        run.run()
+        outcomes.append(outcome(run))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] != outcomes[2][0]
+
+
+def test_it_learns_and_keeps_the_best_weights(ids):
+    run = trainer(ids, max_steps=60, learning_rate=1e-2)
+    before = mean_loss(run.model, run.val_batches)
+    reported = []
+    progress = run.run(report=reported.append)
+    assert reported == progress.history
+    assert [row["step"] for row in reported if "train/loss" in row] == list(range(3, 61, 3))
+    losses = {row["step"]: row["val/loss"] for row in reported if "val/loss" in row}
+    assert list(losses) == list(range(4, 61, 4))
+    assert progress.best_val_loss == min(losses.values()) == losses[progress.best_step] < before - 0.5
+    assert mean_loss(run.model, run.val_batches) == progress.best_val_loss
+    assert not run.model.training
+
+
+def test_it_stops_early_when_nothing_is_gained(ids):
+    run = trainer(ids, max_steps=400, learning_rate=0.3, min_learning_rate=0.3, warmup_steps=0, patience=2)
+    progress = run.run()
+    assert progress.step == progress.best_step + 2 * run.config.eval_interval < 400
+
+
+def test_divergence_is_stopped_before_it_spoils_the_weights(ids):
+    run = trainer(ids)
+    with torch.no_grad():
+        run.model.head.bias[5] = float("inf")
+    weights = run.model.head.weight.clone()
+    with pytest.raises(UserError, match=r"diverged at step 1: .* learning rate 0\.0015; lower train\.learning_rate"):
+        run.run()
+    assert torch.equal(run.model.head.weight, weights)
+
+
+def test_padding_costs_nothing():
+    logits = torch.randn(1, 4, 7)
+    whole = cross_entropy(logits[:, :3], torch.tensor([[4, 5, 6]]))
+    torch.testing.assert_close(cross_entropy(logits, torch.tensor([[4, 5, 6, 0]])), whole)
+
+
+def test_bits_per_character_count_every_prediction():
+    assert bits_per(10, math.log(2), 12) == pytest.approx(1.2)
+
+
+def test_weight_decay_is_on_matrices_only():
+    model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32)
+    decayed, spared = build_optimizer(model, train_config()).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in spared["params"]} == {1}
+
+
+def test_the_schedule_warms_up_and_ends_on_the_minimum():
+    config = train_config(max_steps=100, warmup_steps=10, learning_rate=1.0, min_learning_rate=0.1)
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[0] == 0.1
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
