@@ -21,6 +21,7 @@ app = typer.Typer(
     name="minigpt-cli",
     help="Generate text with a MiniGPT model, and look at what is inside one.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -116,7 +117,7 @@ def generate(
 
 @app.command()
 def info(backend: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False) -> None:
-    """Show what a model file holds: architecture, vocabulary, training, lineage."""
+    """Show what is inside a model file."""
     metadata = _metadata(backend, model)
     tokenizer = metadata.pop("tokenizer")
     metadata["vocabulary"] = {"type": tokenizer["type"], "characters": "".join(tokenizer["characters"])}
@@ -136,7 +137,7 @@ def info(backend: BackendOption = None, model: ModelOption = None, as_json: Json
 def fetch(
     name: Annotated[str | None, typer.Argument(help="Which corpus. Without it, list them.")] = None,
 ) -> None:
-    """Put a corpus into data/raw/, ready for data.path in params.yaml."""
+    """Put a corpus into data/raw/."""
     from minigpt.fetch import CORPORA
     from minigpt.fetch import fetch as fetch_corpus
 

@@ -36,13 +36,19 @@ def window_start(position: int, max_seq_len: int) -> int:
 def generate_ids(
     backend: Backend, prompt: str, max_new_tokens: int = 200, sampling: Sampling | None = None, sample: int = 0
 ) -> Iterator[int]:
-    """Yield the ids that continue `prompt`, one at a time; the last is <eos> where the model ends the text.
+    """The ids that continue `prompt`, one at a time; the last is <eos> where the model ends the text.
 
     `sample` numbers independent texts of one seed: each is what it would be alone.
+
+    Raises:
+        UserError: at the call, where `max_new_tokens` is less than 1.
     """
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens: must be 1 or more, but it is {max_new_tokens}")
-    sampling = sampling or Sampling()
+    return _continue(backend, prompt, max_new_tokens, sampling or Sampling(), sample)
+
+
+def _continue(backend: Backend, prompt: str, max_new_tokens: int, sampling: Sampling, sample: int) -> Iterator[int]:
     ids = backend.tokenizer.encode(prompt)[:-1]  # <bos> and the prompt; <eos> would end the text here
     past, start, known = None, -1, 0
     for _ in range(max_new_tokens):
@@ -62,10 +68,10 @@ def generate_ids(
 def generate(
     backend: Backend, prompt: str, max_new_tokens: int = 200, sampling: Sampling | None = None, sample: int = 0
 ) -> Iterator[str]:
-    """Yield the text that continues `prompt`, piece by piece; see `generate_ids`.
+    """The text that continues `prompt`, piece by piece; see `generate_ids`.
 
     >>> backend = OnnxBackend(Path("models/minigpt.onnx"))  # doctest: +SKIP
     >>> "".join(generate(backend, "The quick brown", sampling=Sampling(temperature=0)))  # doctest: +SKIP
     """
-    for token in generate_ids(backend, prompt, max_new_tokens, sampling, sample):
-        yield backend.tokenizer.decode([token])
+    ids = generate_ids(backend, prompt, max_new_tokens, sampling, sample)
+    return (backend.tokenizer.decode([token]) for token in ids)

@@ -32,8 +32,8 @@ def main() -> None:
     info = {split: writer.info() for split, writer in writers.items()}
     write_meta(project.TOKENS, tokenizer, info)
     pd.DataFrame(rows).rename_axis("document").to_parquet(project.DOCUMENTS)
-    for split, counts in info.items():
-        log.info("%s: %d documents, %d tokens", split, counts.documents, counts.tokens)
+    for name, counts in info.items():
+        log.info("%s: %d documents, %d tokens", name, counts.documents, counts.tokens)
 
 
 if __name__ == "__main__":

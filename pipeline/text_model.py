@@ -5,14 +5,15 @@ MLflow stores this file itself with the model ("models from code"), so nothing i
 
 from pathlib import Path
 
-import mlflow
+import mlflow.models
+import mlflow.pyfunc
 import pandas as pd
 
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.inference import generate
 
 
-class TextModel(mlflow.pyfunc.PythonModel):
+class TextModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     def load_context(self, context) -> None:
         self.backend = OnnxBackend(Path(context.artifacts["onnx"]))
 

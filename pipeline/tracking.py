@@ -131,7 +131,11 @@ class Run:
         self.attempt(lambda: self._report(prefix, values, files))
 
     def _report(self, prefix: str, values: dict[str, Any], files: list[Path]) -> None:
-        numbers = {name: value for name, value in _flatten(values, "/").items() if isinstance(value, int | float)}
+        numbers = {
+            name: value
+            for name, value in _flatten(values, "/").items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
         mlflow().log_metrics({f"{prefix}/{name}": value for name, value in numbers.items()})
         for file in files:
             mlflow().log_artifact(str(file), "reports")
@@ -228,18 +232,18 @@ def mlflow() -> Any:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     store = project.root() / "mlruns"
     store.mkdir(exist_ok=True)
-    if "MLFLOW_TRACKING_URI" not in os.environ:
+    local = "MLFLOW_TRACKING_URI" not in os.environ  # set_tracking_uri sets it
+    if local:
         mlflow.set_tracking_uri(f"sqlite:///{store / 'mlflow.db'}")
     # several processes that create the database at once would corrupt it
     with FileLock(store / ".lock", timeout=120):
         experiment = mlflow.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            local = "MLFLOW_TRACKING_URI" not in os.environ
             location = (store / "artifacts").as_uri() if local else None
             mlflow.create_experiment(EXPERIMENT, artifact_location=location)
     mlflow.set_experiment(EXPERIMENT)
     link = project.root() / "mlflow.db"
-    if not link.is_symlink() and not link.exists():
+    if local and not link.is_symlink() and not link.exists():
         with contextlib.suppress(OSError):  # a convenience, which Windows may refuse
             link.symlink_to("mlruns/mlflow.db")  # a bare `mlflow ui` looks there
     return mlflow
@@ -275,10 +279,11 @@ def _lineage() -> dict[str, str]:
 
 
 def _dataset(path: str, tokens: Tokens) -> Any:
-    from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
+    from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    return MetaDataset(FileSystemDatasetSource(path), name=Path(path).name, digest=tokens.sha256()[:16])
+    source = CodeDatasetSource({"data.path": path})
+    return MetaDataset(source, name=Path(path).name, digest=tokens.sha256()[:16])  # type: ignore[abstract]
 
 
 def _log_curves() -> None:

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_one_pass_predicts_every_token_once(documents, batch_size, max_seq_len):
             assert input_ids.shape[0] <= batch_size
             assert input_ids.shape[1] <= max_seq_len
             pairs += [(a, b) for a, b in zip(input_ids.ravel(), targets.ravel(), strict=True) if b != PAD]
-        expected = list(zip(ids[:-1], ids[1:], strict=True))
+        expected = list(pairwise(ids))
         if layout == "padded":  # the step from one document to the next is nobody's task
             expected = [(a, b) for a, b in expected if a != EOS]
         assert pairs == expected

@@ -1,0 +1,161 @@
+"""minigpt-cli as a user runs it: a process, its output, its exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+FOX = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(scope="module")
+def models(trained, tokenizer, tmp_path_factory):
+    """A folder with models/minigpt.onnx and models/minigpt.safetensors, as `dvc repro` leaves them."""
+    from minigpt.checkpoint import save
+    from minigpt.export import to_onnx
+
+    folder = tmp_path_factory.mktemp("cli")
+    metadata = {
+        "format": 1,
+        "config": {"vocab_size": 40, "d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64},
+        "parameters": 123,
+        "tokenizer": tokenizer.to_dict(),
+        "training": {"val/loss": 0.25},
+    }
+    (folder / "models").mkdir()
+    (folder / "models/minigpt.onnx").write_bytes(to_onnx(trained.model, metadata))
+    save(folder / "models/minigpt.safetensors", trained.model.state_dict(), metadata)
+    return folder
+
+
+@pytest.fixture
+def cli(models):
+    def run(*args: str, code: int = 0, stdin: str = "", cwd=models) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "minigpt.cli", *args]
+        result = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=120)
+        assert result.returncode == code, result
+        return result
+
+    return run
+
+
+def test_both_backends_continue_the_prompt_with_the_same_text(cli):
+    texts = [cli("generate", "--backend", name, "--prompt", "The", "--seed", "3").stdout for name in ("torch", "onnx")]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("The")
+    assert cli("generate", "--greedy", "-p", "The quick brown").stdout == FOX + "\n"
+    assert cli("generate", "--temperature", "0", "-p", "The quick brown").stdout == FOX + "\n"
+
+
+def test_the_prompt_can_come_through_a_pipe(cli):
+    assert cli("generate", "--greedy", stdin="The quick brown\n").stdout == FOX + "\n"
+    assert cli("generate", "--greedy", "--prompt", "").stdout.strip()
+
+
+def test_json_and_several_samples(cli):
+    command = ["generate", "-p", "The", "-n", "3", "--seed", "5", "--temperature", "2", "--max-new-tokens", "20"]
+    results = [json.loads(line) for line in cli(*command, "--json").stdout.splitlines()]
+    assert [result["sample"] for result in results] == [0, 1, 2]
+    assert len({result["text"] for result in results}) == 3
+    assert all(result["prompt"] == "The" and result["tokens"] <= 20 for result in results)
+    plain = "\n---\n".join("The" + result["text"] for result in results) + "\n"
+    assert cli(*command, "--stream").stdout == cli(*command, "--no-stream").stdout == plain
+    greedy = json.loads(cli("generate", "-p", "The quick brown", "--greedy", "--json").stdout)
+    assert greedy["stopped"] == "eos"
+
+
+def test_unknown_characters_give_one_warning_and_text_all_the_same(cli):
+    result = cli("generate", "-p", "ZéZ fox\x1b", "--max-new-tokens", "3")
+    assert result.stderr.count("\n") == 1
+    assert "reads them as <unk>: '\\x1b', 'Z', 'é'" in result.stderr
+
+
+def test_a_megabyte_of_prompt(cli):
+    result = cli(
+        "generate",
+        "--greedy",
+        "--json",
+        stdin="the fox " * 131072,
+    )
+    assert json.loads(result.stdout)["tokens"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--temperature", "-1"], "temperature: must be a number of 0 (greedy) or more, but it is -1.0"),
+        (["--temperature", "nan"], "temperature: must be a number of 0 (greedy) or more, but it is nan"),
+        (["--max-new-tokens", "0"], "max-new-tokens: must be 1 or more, but it is 0"),
+        (["--top-k", "0"], "top-k: must be 1 or more, but it is 0"),
+        (["--seed", "-1"], "seed: must be from 0 to 2^63 - 1, but it is -1"),
+        (["--num-samples", "0"], "num-samples: must be 1 or more, but it is 0"),
+        (["--greedy", "--temperature", "1"], "greedy: means temperature 0"),
+        (["--model", "none.onnx"], "none.onnx: cannot be read: No such file or directory; run `dvc repro` to make one"),
+        (["--model", "none.safetensors"], "none.safetensors: no such model; run `dvc repro` to train one"),
+        (["--model", "model.txt"], "model.txt: not a model file; it must end in .onnx or .safetensors"),
+        (["--backend", "torch", "--model", "a.onnx"], "a.onnx: the torch backend does not read .onnx files"),
+    ],
+)
+def test_a_mistake_is_one_line(cli, args, message):
+    result = cli("generate", "--prompt", "a", *args, code=1)
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_top_k_above_the_vocabulary_means_all(cli):
+    texts = {cli("generate", "-p", "T", "--top-k", k, "--temperature", "3").stdout for k in ("40", "10000")}
+    assert len(texts) == 1
+
+
+def test_without_a_model_it_says_how_to_make_one(cli, tmp_path):
+    for backend in ("torch", "onnx"):
+        result = cli("generate", "--backend", backend, "-p", "a", code=1, cwd=tmp_path)
+        assert "run `dvc repro`" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["models/minigpt.onnx", "models/minigpt.safetensors"])
+def test_info_shows_what_a_file_holds(cli, name):
+    values = json.loads(cli("info", "--model", name, "--json").stdout)
+    assert values["config"]["d_model"] == 64
+    assert values["training"] == {"val/loss": 0.25}
+    assert len(values["vocabulary"]["characters"]) == 36
+    assert "d_model: 64" in cli("info", "--model", name).stdout
+
+
+def test_fetch_lists_and_writes_the_python_docs(cli, tmp_path):
+    assert "python-docs: " in cli("fetch").stdout
+    assert "data/raw/python-docs" in cli("fetch", "python-docs", cwd=tmp_path).stdout
+    cli("fetch", "python-docs", cwd=tmp_path)  # a second time replaces the first
+    files = list((tmp_path / "data/raw/python-docs").iterdir())
+    assert len(files) > 50
+    assert sum(file.stat().st_size for file in files) > 400_000
+    assert [path.name for path in (tmp_path / "data/raw").iterdir()] == ["python-docs"]
+    assert "nothing: no such corpus; known are python-docs" in cli("fetch", "nothing", code=1).stderr
+
+
+def test_version_and_help(cli):
+    assert cli("--version").stdout.startswith("minigpt 0.")
+    for command in ([], ["generate"], ["info"], ["fetch"]):
+        assert "Usage:" in cli(*command, "--help").stdout
+
+
+def test_generating_with_onnx_loads_no_heavy_package(models):
+    code = (
+        "import sys\nfrom minigpt.cli import app\n"
+        "app(['generate', '--backend', 'onnx', '--prompt', 'The', '--max-new-tokens', '5'], standalone_mode=False)\n"
+        "print('\\n'.join(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=models, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in result.stdout.splitlines()}
+    assert "onnxruntime" in loaded
+    assert not loaded & {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safetensors"}
+
+
+def test_the_documented_help_is_the_real_one(tmp_path):
+    command = [sys.executable, "-m", "typer", "minigpt.cli", "utils", "docs", "--name", "minigpt-cli"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ROOT / "docs/cli.md").read_text().strip() == result.stdout.strip()

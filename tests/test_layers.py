@@ -1,0 +1,108 @@
+"""Who may import whom, and dvc.yaml against what the code reads."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from pydantic import BaseModel
+from reached import PACKAGES, imports, module_files, reached
+from ruamel.yaml import YAML
+
+from minigpt.config import Params
+
+DVC = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")
+STAGES = list(DVC["stages"])
+FILES = sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+
+# the layers of minigpt, from the bottom; a module imports only from layers below its own
+LAYERS = [
+    {"errors"},
+    {"config", "corpus", "files", "tokenizer"},
+    {"dataset", "model", "sampling"},
+    {"checkpoint", "loss", "optim"},
+    {"backends", "backends/torch", "backends/onnx", "inference", "train", "evaluate"},
+    {"export", "fetch"},
+    {"cli"},
+]
+
+
+def layer(file: Path) -> int:
+    name = str(file.relative_to("minigpt").with_suffix("")).removesuffix("/__init__")
+    return next(height for height, names in enumerate(LAYERS) if name in names)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] == "minigpt"], ids=str)
+def test_minigpt_imports_downwards_and_knows_no_pipeline(file):
+    names = imports(ROOT / file)
+    assert not [name for name in names if name.split(".")[0] in ("mlflow", "dvc", "pipeline")]
+    for name in names:
+        for other in module_files(name) - {Path("minigpt/__init__.py"), Path("minigpt/backends/__init__.py"), file}:
+            assert layer(other) < layer(file), f"{file} imports {other}"
+
+
+def test_only_the_tracking_files_know_mlflow():
+    knowing = [str(file) for file in FILES if any(name.split(".")[0] == "mlflow" for name in imports(ROOT / file))]
+    assert knowing == ["pipeline/text_model.py", "pipeline/tracking.py"]
+
+
+def test_model_py_touches_no_file_tokenizer_or_sampling():
+    assert {name for name in imports(ROOT / "minigpt/model.py") if not name.startswith("torch")} == {"math"}
+
+
+def test_nothing_unpickles():
+    unsafe = re.compile(r"import pickle|joblib|(?<!safetensors\.)torch\.(load|save)\(|allow_pickle=True|read_pickle")
+    assert not [file for file in FILES if unsafe.search((ROOT / file).read_text())]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_of_a_stage_are_what_its_script_reaches(stage):
+    listed = [dep for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")]
+    assert listed == sorted(listed)
+    assert set(map(Path, listed)) == reached(Path(f"pipeline/{stage}.py"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_of_a_stage_are_what_it_reads(stage):
+    script = (ROOT / f"pipeline/{stage}.py").read_text()
+    read = set(re.findall(r"\bparams\.(\w+)", script)) | set(re.findall(r"load_params\(\)\.(\w+)", script))
+    assert set(DVC["stages"][stage]["params"]) == read
+    # and of each section every key is read somewhere on the way
+    text = "".join(
+        (ROOT / file).read_text() for file in reached(Path(f"pipeline/{stage}.py")) - {Path("minigpt/config.py")}
+    )
+    for section in read:
+        config = Params.model_fields[section].annotation
+        assert issubclass(config, BaseModel)
+        unread = [key for key in config.model_fields if not re.search(rf"\.{key}\b|\b{key}: ", text)]
+        assert not unread, f"{stage} never reads {section}: {unread}"
+
+
+def test_every_section_of_params_has_a_stage():
+    assert set(Params.model_fields) == {section for stage in DVC["stages"].values() for section in stage["params"]}
+
+
+def test_an_import_inside_a_function_is_a_dependency(tmp_path):
+    """The test of the test: one line in one function, and the deps are no longer exact."""
+    shutil.copytree(ROOT / "minigpt", tmp_path / "minigpt")
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline")
+    optim = tmp_path / "minigpt/optim.py"
+    optim.write_text(optim.read_text() + "\n\ndef late():\n    from minigpt import sampling\n    return sampling\n")
+    more = reached(Path("pipeline/train.py"), tmp_path) - reached(Path("pipeline/train.py"))
+    assert more == {Path("minigpt/sampling.py")}
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level modules that a fresh Python has loaded after `code`."""
+    code += "\nimport sys; print('\\n'.join(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name.split(".")[0] for name in out.splitlines()}
+
+
+def test_the_light_stages_load_neither_mlflow_nor_torch():
+    loaded = loaded_after("import pipeline.build_vocab, pipeline.prepare")
+    assert not loaded & {"mlflow", "torch", "onnxruntime"}
+    assert "mlflow" not in loaded_after("import pipeline.train, pipeline.evaluate, pipeline.export")
