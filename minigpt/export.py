@@ -6,6 +6,7 @@ The file's inputs, outputs and metadata are described in `minigpt/backends/onnx.
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -81,6 +82,8 @@ def _formula_attention(model: MiniGPT) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's own progress and deprecation notices say nothing to a user of MiniGPT."""
+    # it misses torchvision, which nothing here needs
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

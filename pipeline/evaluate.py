@@ -51,7 +51,8 @@ def _samples(backend: TorchBackend, config: EvaluateConfig) -> str:
     text = f"# Samples\n\nTemperature {config.temperature}, top-k {config.top_k}, seed {config.seed}.\n"
     for prompt in config.prompts:
         continuation = "".join(generate(backend, prompt, config.max_new_tokens, sampling))
-        text += f"\n## `{prompt}`\n\n```text\n{prompt}{continuation}\n```\n"
+        heading = f"`{prompt}`" if prompt else "No prompt"
+        text += f"\n## {heading}\n\n```text\n{prompt}{continuation}\n```\n"
     return text
 
 

@@ -18,6 +18,7 @@ from minigpt.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer
 from minigpt.train import Interrupted, Progress, Row, Trainer
 from pipeline import project, run_stage, tracking
+from pipeline.progress import TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +41,25 @@ def main() -> None:
     signals = _catch_signals()
     characters = tokens.info[tokens.val_split].characters
 
-    with tracking.training_run(params, tokens, states.folder) as run:
+    with (
+        tracking.training_run(params, tokens, states.folder) as run,
+        TrainingProgress(params.train.max_steps, trainer.progress.step) as progress,
+    ):
 
         def report(row: Row) -> None:
             if "val/loss" in row:
                 row["val/bits_per_char"] = bits_per(characters, row["val/loss"], val_batches.num_targets)
-            log.info(_line(row, params.train.max_steps))
+            progress(row)
             run.log(row)
             if "val/loss" in row:
                 run.sample(model, tokenizer, row)
 
         try:
-            progress = trainer.run(report, should_stop=lambda: bool(signals))
+            trainer.run(report, should_stop=lambda: bool(signals))
         except Interrupted:
             log.warning("stopped at step %d; `dvc repro` goes on from here", trainer.progress.step)
             sys.exit(128 + signals[0])  # not 0, or DVC would take the outs for finished
-        training = _write_reports(progress, held_out=tokens.val_split == "val")
+        training = _write_reports(trainer.progress, held_out=tokens.val_split == "val")
         save(project.MODEL, model.state_dict(), _metadata(params, tokenizer, tokens, model, training))
         run.finish_training(project.MODEL)
     states.clear()
@@ -80,11 +84,6 @@ def _catch_signals() -> list[int]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, frame: received.append(signum))
     return received
-
-
-def _line(row: Row, max_steps: int) -> str:
-    name = "train/loss" if "train/loss" in row else "val/loss"
-    return f"step {row['step']:>{len(str(max_steps))}}/{max_steps}  {name} {row[name]:.4f}"
 
 
 def _write_reports(progress: Progress, held_out: bool) -> dict[str, Any]:

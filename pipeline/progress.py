@@ -1,0 +1,40 @@
+"""What a training shows while it runs: a live bar on a terminal, a line a validation elsewhere."""
+
+import logging
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from minigpt.train import Row
+
+log = logging.getLogger(__name__)
+
+
+class TrainingProgress(Progress):
+    """Use as a context manager, and call with each new row of the history."""
+
+    def __init__(self, max_steps: int, step: int = 0):
+        super().__init__(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.max_steps = max_steps
+        self.figures: dict[str, float] = {}
+        self.task = self.add_task("train", total=max_steps, completed=step, figures="")
+
+    def __call__(self, row: Row) -> None:
+        self.figures |= {name: row[name] for name in ("train/loss", "val/loss") if name in row}
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
+        self.update(self.task, completed=row["step"], figures=figures)
+        if "val/loss" in row and not self.console.is_terminal:
+            log.info("step %d/%d  %s", row["step"], self.max_steps, figures)
+
+    def start(self) -> None:
+        """Draw only where there is somebody to look."""
+        if self.console.is_terminal:
+            super().start()

@@ -1,0 +1,280 @@
+"""The pipeline as a user runs it: dvc in a Git repository of its own, on a small configuration."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT, Project
+
+from minigpt.backends.onnx import OnnxBackend
+
+
+def store(project: Project):
+    """A client of the project's tracking store, and the id of its experiment."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("minigpt")
+    assert experiment is not None
+    return client, experiment
+
+
+def runs(project: Project) -> list:
+    client, experiment = store(project)
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+
+
+def hashes(project: Project, stage: str) -> dict[str, str]:
+    """Content hashes of the outs of a stage, from dvc.lock."""
+    from ruamel.yaml import YAML
+
+    lock = YAML(typ="safe", pure=True).load(project.root / "dvc.lock")
+    return {out["path"]: out["md5"] for out in lock["stages"][stage]["outs"]}
+
+
+def test_it_makes_everything_it_promises(reproduced):
+    root = reproduced.root
+    evaluation = json.loads((root / "reports/evaluation.json").read_text())
+    training = json.loads((root / "reports/training.json").read_text())
+    baseline = evaluation["baseline_loss"]
+    assert baseline["uniform"] > baseline["unigram"] > baseline["bigram"] > 0
+    assert evaluation["loss"] < baseline["uniform"]
+    assert evaluation["loss"] == pytest.approx(training["val/loss"], abs=1e-5)
+    assert evaluation["bits_per_char"] == pytest.approx(training["val/bits_per_char"], abs=1e-5)
+    assert evaluation["held_out"]
+    assert json.loads((root / "reports/export.json").read_text())["max_logit_difference"] < 1e-4
+
+    characters = pd.read_csv(root / "reports/characters.csv")
+    assert characters["share"].sum() == pytest.approx(1, abs=1e-3)
+    documents = pd.read_parquet(root / "data/documents.parquet")
+    assert set(documents["split"]) == {"train", "val"}
+    accuracy = pd.read_csv(root / "reports/accuracy.csv")
+    assert {"lowercase", "uppercase", "space", "punctuation"} <= set(accuracy["class"])
+    assert "## `Once upon a time`" in (root / "reports/samples.md").read_text()
+
+    lineage = OnnxBackend(root / "models/minigpt.onnx").metadata["lineage"]
+    assert set(lineage) == {"data_sha256", "code_sha256"}
+    assert str(root).encode() not in (root / "models/minigpt.onnx").read_bytes()
+
+
+def test_a_second_repro_reruns_nothing_and_git_is_clean(reproduced):
+    assert "Running stage" not in reproduced.run("dvc", "repro")
+    assert reproduced.run("git", "status", "--porcelain") == ""
+
+
+def test_one_run_holds_training_evaluation_and_export(reproduced):
+    client, experiment = store(reproduced)
+    (run,) = runs(reproduced)
+    assert experiment.artifact_location == (reproduced.root / "mlruns/artifacts").as_uri()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.learning_rate"] == "0.003"
+    assert {"train/loss", "val/loss", "val/bits_per_char", "tokens_per_second", "learning_rate"} <= set(
+        run.data.metrics
+    )
+    assert {"evaluation/loss", "evaluation/baseline_loss/bigram", "export/max_logit_difference"} <= set(
+        run.data.metrics
+    )
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == [5, 10, 15, 20, 25, 30]
+    assert {"git_commit", "git_dirty", "model_sha256"} <= set(run.data.tags)
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "tales.txt"
+    files = {
+        file.path for folder in ("", "reports", "figures") for file in client.list_artifacts(run.info.run_id, folder)
+    }
+    assert {"samples.json", "reports/training.csv", "reports/samples.md", "figures/loss.png"} <= files
+
+
+def test_the_tracked_model_is_the_file_itself_and_answers(reproduced, monkeypatch):
+
+    client, _ = store(reproduced)
+    (run,) = runs(reproduced)
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert model.source_run_id == run.info.run_id
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    (logged,) = folder.rglob("*.onnx")
+    assert logged.read_bytes() == (reproduced.root / "models/minigpt.onnx").read_bytes()
+    assert not list(folder.rglob("*.pkl"))
+    code = f"""
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model({str(folder)!r})
+print(repr(model.predict(pd.DataFrame({{"text": ["The ", "A"]}}))["text"].tolist()))
+"""
+    out = reproduced.run(sys.executable, "-W", "ignore", "-c", code)
+    from minigpt.inference import generate
+
+    backend = OnnxBackend(reproduced.root / "models/minigpt.onnx")
+    assert repr(["".join(generate(backend, prompt)) for prompt in ("The ", "A")]) in out
+
+
+def test_an_edit_reruns_what_depends_on_it_and_nothing_else(project):
+    def would_run() -> set[str]:
+        return set(json.loads(project.run("dvc", "status", "--json")))
+
+    assert would_run() == set()
+    for name in ("minigpt/cli.py", "pipeline/tracking.py", "minigpt/fetch.py"):
+        (project.root / name).write_text((project.root / name).read_text() + "\n# edited\n")
+    assert would_run() == set()
+    (project.root / "minigpt/sampling.py").write_text((ROOT / "minigpt/sampling.py").read_text() + "\n# edited\n")
+    assert would_run() == {"evaluate"}
+    (project.root / "minigpt/model.py").write_text((ROOT / "minigpt/model.py").read_text() + "\n# edited\n")
+    assert would_run() == {"train", "evaluate", "export"}
+
+
+def test_the_same_inputs_give_the_same_bytes_and_the_run_keeps_its_evaluation(project, reproduced):
+    project.run("dvc", "repro", "--force", "--single-item", "train")
+    project.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    assert hashes(project, "train") == hashes(reproduced, "train")
+    project.run("dvc", "repro", "--force", "--single-item", "train")
+    project.run("dvc", "repro", "--force", "--single-item", "export")
+    assert hashes(project, "export") == hashes(reproduced, "export")
+    first, second = runs(project)
+    assert first.data.metrics["evaluation/loss"] == second.data.metrics["evaluation/loss"]
+    assert second.data.tags["evaluated_in_run"] == first.info.run_id
+    assert "export/bytes" in second.data.metrics
+    assert "export/bytes" not in first.data.metrics
+
+
+def test_without_its_run_the_store_gets_a_restored_one(project):
+    project.run(sys.executable, "-m", "pipeline.tracking")
+    (run,) = runs(project)
+    assert run.data.tags["restored"] == "true"
+    assert {"val/loss", "evaluation/loss", "export/bytes"} <= set(run.data.metrics)
+    project.run(sys.executable, "-m", "pipeline.tracking")  # once more: it is there
+    assert len(runs(project)) == 1
+
+
+def test_experiments_and_dvc_s_own_views(project):
+    out = project.run(
+        "dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-3", "-S", "model.num_layers=1"
+    )
+    assert "Running stage 'train'" in out
+    assert "Running stage 'prepare'" not in out
+    (run,) = runs(project)
+    assert run.info.run_name == "faster"
+    assert run.data.tags["dvc_experiment"] == "faster"
+    assert run.data.params["train.learning_rate"] == "0.001"
+    assert "learning_rate" in project.run("dvc", "params", "diff")
+    assert "loss" in project.run("dvc", "metrics", "diff")
+    assert "faster" in project.run("dvc", "exp", "show", "--csv")
+    project.run("dvc", "plots", "diff")
+    page = (project.root / "dvc_plots/index.html").read_text()
+    assert "vegaEmbed(" in page
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page)
+    # a temporary workspace uses its own code and the main repository's store
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
+    assert [run.info.run_name for run in runs(project)] == ["faster", "apart"]
+
+
+def test_a_corpus_that_holds_nothing_out_says_so(project):
+    out = project.run("dvc", "exp", "run", "-S", "data.path=data/raw/sentences.txt", "-S", "train.layout=padded")
+    assert "nothing is held out" in out
+    assert not json.loads((project.root / "reports/evaluation.json").read_text())["held_out"]
+    vocab = json.loads((project.root / "data/vocab.json").read_text())
+    assert len(vocab["characters"]) == 36
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_heads: 2", "num_heads: 3", "params.yaml: model.num_heads: must divide d_model"),
+        ("data/raw/tales.txt", "data/raw/none.txt", "data/raw/none.txt"),
+        ("tolerance: 1e-4", "tolerance: 1e-12", "export.tolerance: the ONNX model's logits differ"),
+    ],
+)
+def test_bad_parameters_fail_with_one_line_and_no_traceback(project, old, new, message):
+    project.edit("params.yaml", old, new)
+    out = project.run("dvc", "repro", code=255)
+    assert message in out
+    assert "Traceback" not in out
+
+
+def test_a_python_without_the_packages_says_so(project, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "pipeline.train"], cwd=project.root, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "lacks MiniGPT's packages; run `make setup`" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_crashed_training_reads_failed(project):
+    project.edit("minigpt/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n")
+    out = project.run(sys.executable, "-m", "pipeline.train", code=1)
+    assert "RuntimeError: a bug" in out
+    (run,) = runs(project)
+    assert run.info.status == "FAILED"
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def states(project: Project) -> list[Path]:
+    return list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_training_goes_on_to_the_same_bytes(project, number):
+    project.edit("params.yaml", "max_steps: 30", "max_steps: 1500")
+    project.run("dvc", "repro", "train")
+    expected = (project.root / "models/minigpt.safetensors").read_bytes()
+
+    (project.root / "models/minigpt.safetensors").unlink()
+    process = project.start(sys.executable, "-m", "pipeline.train")
+    wait_for(lambda: states(project) or process.poll() is not None)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), err
+    assert not (project.root / "models/minigpt.safetensors").exists()
+    if number == signal.SIGTERM:
+        assert "`dvc repro` goes on from here" in err
+        assert runs(project)[-1].info.status == "KILLED"
+
+    out = project.run(sys.executable, "-m", "pipeline.train")
+    assert re.search(r"going on at step \d+ of an interrupted training", out)
+    assert (project.root / "models/minigpt.safetensors").read_bytes() == expected
+    assert not list((project.root / ".minigpt/checkpoints").iterdir())
+    client, _ = store(project)
+    first, second = runs(project)  # the interrupted run went on, no third one was made
+    assert second.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(second.info.run_id, "train/loss")]
+    assert steps == sorted(set(steps))
+    assert len(steps) >= 290
+
+
+def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
+    (project.root / "mlruns").mkdir()
+    (project.root / "mlruns/mlflow.db").write_bytes(b"this is no database" * 100)
+    out = project.run("dvc", "repro", "--force", "--single-item", "train")
+    assert out.count("tracking failed") == 1
+    assert hashes(project, "train") == hashes(reproduced, "train")
+
+
+def test_three_processes_open_a_new_store_at_once(project):
+    code = "from pipeline import tracking; tracking.mlflow().MlflowClient().search_experiments()"
+    processes = [project.start(sys.executable, "-c", code) for _ in range(3)]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    with sqlite3.connect(project.root / "mlruns/mlflow.db") as connection:
+        names = connection.execute("select name from experiments").fetchall()
+    assert sorted(names) == [("Default",), ("minigpt",)]
+    assert os.readlink(project.root / "mlflow.db") == "mlruns/mlflow.db"
+
+
+def test_the_summary_ends_make_repro(reproduced):
+    out = reproduced.run(sys.executable, "-m", "pipeline.summary")
+    for word in ("validation loss", "perplexity", "bits per char", "models/minigpt.onnx", "minigpt-cli generate"):
+        assert word in out
