@@ -28,6 +28,7 @@ from minigpt.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer
 from minigpt.train import Row
 from pipeline import project, run_stage
+from pipeline.model_card import model_card
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "minigpt"
@@ -41,7 +42,9 @@ class Run:
 
     def __init__(self) -> None:
         self.working = True
+        self.id = ""  # none yet
         self._unsent: list[tuple[float, Row]] = []
+        self._unsent_samples: dict[str, list] = {"step": [], "text": []}
         self._known_step = {"train/loss": 0, "val/loss": 0}  # what a continued run has already
         self._sent_at = self._mark = time.monotonic()
         self._mark_tokens = 0.0
@@ -58,9 +61,9 @@ class Run:
             log.warning("tracking failed (%s); later, `python -m pipeline.tracking` sends what is missing", reason)
             return None
 
-    @property
-    def id(self) -> str:
-        return mlflow().active_run().info.run_id
+    def start(self, **kwargs: Any) -> None:
+        """As `mlflow.start_run`."""
+        self.id = mlflow().start_run(**kwargs).info.run_id
 
     def log(self, row: Row) -> None:
         """Take the metrics of one step; every few seconds they are sent together."""
@@ -91,6 +94,9 @@ class Run:
         self._sent_at = time.monotonic()
         for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
             mlflow().MlflowClient().log_batch(self.id, metrics[start : start + 1000])
+        if self._unsent_samples["step"]:
+            mlflow().log_table(self._unsent_samples, "samples.json")
+            self._unsent_samples = {"step": [], "text": []}
 
     def sample(self, model: MiniGPT, tokenizer: CharTokenizer, row: Row) -> None:
         """Log a text that the model writes at this step; the prompt and the seed are always the same."""
@@ -104,7 +110,8 @@ class Run:
         model.eval()
         text = "".join(generate(TorchBackend(model, tokenizer), "", SAMPLE_TOKENS))
         model.train()
-        mlflow().log_table({"step": [step], "text": [text]}, "samples.json")
+        self._unsent_samples["step"].append(step)
+        self._unsent_samples["text"].append(text)
 
     def finish_training(self, model: Path) -> None:
         """Tag the run with the model it made, and log curves and figures."""
@@ -139,6 +146,10 @@ class Run:
         mlflow().log_metrics({f"{prefix}/{name}": value for name, value in numbers.items()})
         for file in files:
             mlflow().log_artifact(str(file), "reports")
+        data = mlflow().get_run(self.id).data
+        card = model_card(data.params, data.metrics, data.tags)
+        mlflow().log_text(card, "model_card.md")
+        mlflow().set_tag("mlflow.note.content", card)  # the description that the run's page shows
 
     def onnx_model(self, path: Path) -> None:
         """Log the exported file, untouched, as a model that takes text and gives text."""
@@ -159,7 +170,7 @@ def training_run(params: Params, tokens: Tokens, state_folder: Path) -> Iterator
 def _start_training(run: Run, params: Params, tokens: Tokens, note: Path) -> None:
     if note.exists() and _continue(run, note.read_text()):
         return
-    mlflow().start_run(run_name=os.environ.get("DVC_EXP_NAME"), tags=_lineage())
+    run.start(run_name=os.environ.get("DVC_EXP_NAME"), tags=_lineage())
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(run.id)
     mlflow().log_params(_flatten(params.model_dump(), "."))
@@ -170,7 +181,7 @@ def _continue(run: Run, run_id: str) -> bool:
     """Take up an interrupted run; False where the store no longer has it."""
     client = mlflow().MlflowClient()
     try:
-        mlflow().start_run(run_id=run_id)
+        run.start(run_id=run_id)
     except mlflow().exceptions.MlflowException:
         return False
     for name in run._known_step:
@@ -184,20 +195,20 @@ def model_run(model: Path) -> Iterator[Run]:
     """The run that made `model`; where the store has none, one restored from the reports."""
     run = Run()
     with _ended_properly(run):
-        run.attempt(lambda: _start_model_run(model))
+        run.attempt(lambda: _start_model_run(run, model))
         yield run
 
 
-def _start_model_run(model: Path) -> None:
+def _start_model_run(run: Run, model: Path) -> None:
     digest = project.file_sha256(model)
     found = _find(digest)
     if found is not None:
-        mlflow().start_run(run_id=found.info.run_id)
+        run.start(run_id=found.info.run_id)
         return
     from minigpt.checkpoint import load
 
     metadata = load(model)[1]
-    mlflow().start_run(run_name="restored", tags={**_lineage(), "model_sha256": digest, "restored": "true"})
+    run.start(run_name="restored", tags={**_lineage(), "model_sha256": digest, "restored": "true"})
     mlflow().log_params(_flatten({"model": metadata["config"], "train": metadata["train"]}, "."))
     mlflow().log_metrics({name: value for name, value in metadata["training"].items() if "/" in name})
     _log_curves()
@@ -215,7 +226,9 @@ def _ended_properly(run: Run) -> Iterator[None]:
         raise
     finally:
         run.attempt(run._send)
-        run.attempt(lambda: mlflow().end_run(status))
+        if run.id:
+            with contextlib.suppress(Exception):  # also where tracking failed on the way: the run is not to stay open
+                mlflow().end_run(status)
 
 
 @functools.cache

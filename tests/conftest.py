@@ -129,7 +129,10 @@ class Project:
     def start(self, *command: str, **env: str) -> subprocess.Popen:
         pipe = subprocess.PIPE
         environment = {**self.env, **env}
-        return subprocess.Popen(command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True)
+        # a session of its own, so that a server can be ended with all its workers
+        return subprocess.Popen(
+            command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
 
     def run(self, *command: str, code: int = 0, **env: str) -> str:
         """Run a command that must exit with `code`; returns what it printed, errors included."""

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 FOX = "The quick brown fox jumps over the lazy dog."
 
@@ -153,9 +152,3 @@ def test_generating_with_onnx_loads_no_heavy_package(models):
     loaded = {name.split(".")[0] for name in result.stdout.splitlines()}
     assert "onnxruntime" in loaded
     assert not loaded & {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safetensors"}
-
-
-def test_the_documented_help_is_the_real_one(tmp_path):
-    command = [sys.executable, "-m", "typer", "minigpt.cli", "utils", "docs", "--name", "minigpt-cli"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (ROOT / "docs/cli.md").read_text().strip() == result.stdout.strip()

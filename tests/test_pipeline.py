@@ -85,12 +85,13 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [5, 10, 15, 20, 25, 30]
     assert {"git_commit", "git_dirty", "model_sha256"} <= set(run.data.tags)
+    assert "| perplexity | " in run.data.tags["mlflow.note.content"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "tales.txt"
     files = {
         file.path for folder in ("", "reports", "figures") for file in client.list_artifacts(run.info.run_id, folder)
     }
-    assert {"samples.json", "reports/training.csv", "reports/samples.md", "figures/loss.png"} <= files
+    assert {"samples.json", "model_card.md", "reports/training.csv", "reports/samples.md", "figures/loss.png"} <= files
 
 
 def test_the_tracked_model_is_the_file_itself_and_answers(reproduced, monkeypatch):
@@ -227,7 +228,8 @@ def states(project: Project) -> list[Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_training_goes_on_to_the_same_bytes(project, number):
-    project.edit("params.yaml", "max_steps: 30", "max_steps: 1500")
+    project.edit("params.yaml", "max_steps: 30", "max_steps: 600")
+    project.edit("params.yaml", "eval_interval: 15", "eval_interval: 200")
     project.run("dvc", "repro", "train")
     expected = (project.root / "models/minigpt.safetensors").read_bytes()
 
@@ -247,11 +249,11 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number):
     assert (project.root / "models/minigpt.safetensors").read_bytes() == expected
     assert not list((project.root / ".minigpt/checkpoints").iterdir())
     client, _ = store(project)
-    first, second = runs(project)  # the interrupted run went on, no third one was made
+    _, second = runs(project)  # the interrupted run went on, no third one was made
     assert second.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(second.info.run_id, "train/loss")]
     assert steps == sorted(set(steps))
-    assert len(steps) >= 290
+    assert len(steps) >= 110
 
 
 def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):

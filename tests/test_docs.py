@@ -1,0 +1,124 @@
+"""What the documents say is what happens."""
+
+import doctest
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+# run by other tests, or by CI itself, under the very name
+ELSEWHERE = {
+    "git clone <this repository> minigpt && cd minigpt": "CI starts from a clone",
+    "source .venv/bin/activate": "CI and the tests put .venv/bin first on PATH",
+    "make repro": "test_make_repro",
+    "make ui": "test_make_ui_shows_the_charts",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") < 150
+
+
+def test_the_commands_of_the_readme_work(project):
+    """In one project, in the order in which a reader meets them."""
+    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(commands) > 5
+    for command in commands:
+        if command not in ELSEWHERE:
+            project.run("bash", "-c", command)
+
+
+def test_the_commands_in_the_table_exist(project):
+    help_text = project.run("make", "help") + project.run("minigpt-cli", "--help")
+    for command in re.findall(r"`(make|minigpt-cli) ([a-z-]+)", README):
+        assert re.search(rf"^ *{command[1]} ", help_text, re.MULTILINE), command
+    for line in project.run("make", "help").splitlines():
+        assert line.split()[0] in (ROOT / "Makefile").read_text()
+
+
+def test_the_python_of_the_readme_runs(reproduced):
+    (snippet,) = blocks("python")
+    assert reproduced.run(sys.executable, "-c", snippet)
+
+
+def test_the_guide_s_examples_are_true(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, tried = doctest.testfile(str(ROOT / "docs/guide.md"), module_relative=False, optionflags=flags)
+    assert tried > 10
+    assert failed == 0
+
+
+def test_the_documented_help_is_the_real_one():
+    command = [sys.executable, "-m", "typer", "minigpt.cli", "utils", "docs", "--name", "minigpt-cli"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ROOT / "docs/cli.md").read_text().strip() == result.stdout.strip()
+
+
+def test_links_lead_somewhere():
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def make(project, *targets: str, **env: str):
+    """make, in an environment that is ready: the one that runs the tests."""
+    (project.root / ".venv").symlink_to(Path(sys.prefix))
+    return project.start("make", "--assume-old=.venv/.ready", *targets, **env)
+
+
+def test_make_repro(project):
+    process = make(project, "repro")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    for words in ("validation loss", "models/minigpt.onnx", "try next:"):
+        assert words in out
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_make_ui_shows_the_charts(project):
+    port = free_port()
+    process = make(project, "ui", PORT=port)
+    try:
+        assert process.stdout is not None
+        lines = (line for line in process.stdout if line.startswith("http"))
+        url = next(lines).strip()
+        assert url.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs?")
+        assert "compareRunsMode=CHART" in url
+        for _ in range(120):
+            try:
+                page = urllib.request.urlopen(url, timeout=5).read().decode()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail("the page did not appear within a minute")
+        assert "<title>MLflow</title>" in page
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_a_bare_mlflow_finds_the_runs(reproduced):
+    code = "import mlflow; print(len(mlflow.search_runs(experiment_names=['minigpt'])), 'run')"
+    assert "1 run" in reproduced.run(sys.executable, "-W", "ignore", "-c", code)
