@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from minigpt.dataset import Batch, SplitInfo
 from minigpt.loss import bits_per, cross_entropy, to_tensors
@@ -18,21 +17,17 @@ CLASSES = ["lowercase", "uppercase", "digit", "space", "line break", "punctuatio
 
 @torch.inference_mode()
 def predict(model: MiniGPT, batches: Iterable[Batch]) -> pd.DataFrame:
-    """What the model says of every target, one row each: `target`, `predicted` (ids), `loss` (nats)."""
+    """What the model says of every target, one row each: `previous`, `target`, `predicted` (ids), `loss` (nats)."""
     device = next(model.parameters()).device
     parts = []
     for batch in batches:
         input_ids, targets = to_tensors(batch, device)
         logits = model(input_ids)  # (B, T, V)
         losses = cross_entropy(logits, targets, reduction="none")  # (B·T,)
-        parts.append(_columns(targets.flatten(), logits.argmax(-1).flatten(), losses))
+        columns = {"previous": input_ids, "target": targets, "predicted": logits.argmax(-1), "loss": losses.double()}
+        real = targets.flatten() != PAD
+        parts.append(pd.DataFrame({name: values.flatten()[real].cpu().numpy() for name, values in columns.items()}))
     return pd.concat(parts, ignore_index=True)
-
-
-def _columns(targets: Tensor, predicted: Tensor, losses: Tensor) -> pd.DataFrame:
-    real = (targets != PAD).cpu()
-    columns = {"target": targets, "predicted": predicted, "loss": losses.double()}
-    return pd.DataFrame({name: tensor.cpu()[real].numpy() for name, tensor in columns.items()})
 
 
 def summarize(predictions: pd.DataFrame, split: SplitInfo) -> dict[str, float]:
@@ -47,26 +42,23 @@ def summarize(predictions: pd.DataFrame, split: SplitInfo) -> dict[str, float]:
     }
 
 
-def baselines(ids: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Losses (nats a token) of three guessers that no model should fail to beat, on the same split.
+def baselines(predictions: pd.DataFrame, vocab_size: int) -> dict[str, float]:
+    """Losses (nats a token) of three guessers that no model should fail to beat, for the same targets.
 
-    uniform: every token is equally likely. unigram: knows how often each token occurs in this split.
-    bigram: knows how often each follows each. The last two are entropies of the split itself, so they
-    are the best that any unigram or bigram model could do on it.
+    uniform: every token is equally likely. unigram: knows how often each token occurs among the targets.
+    bigram: knows how often each follows each. The last two are entropies of the targets themselves, so
+    they are the best that any unigram or bigram model could do on them.
     """
-    singles = np.bincount(ids, minlength=vocab_size)
-    pairs = np.bincount(ids[:-1].astype(np.int64) * vocab_size + ids[1:], minlength=vocab_size**2)
-    firsts = pairs.reshape(vocab_size, vocab_size).sum(axis=1)
     return {
         "uniform": math.log(vocab_size),
-        "unigram": _entropy(singles),
-        # H(next | previous) = H(previous, next) - H(previous)
-        "bigram": _entropy(pairs) - _entropy(firsts),
+        "unigram": _entropy(predictions["target"]),
+        # H(target | previous) = H(previous, target) - H(previous)
+        "bigram": _entropy(predictions[["previous", "target"]]) - _entropy(predictions["previous"]),
     }
 
 
-def _entropy(counts: np.ndarray) -> float:
-    shares = counts[counts > 0] / counts.sum()
+def _entropy(values: pd.Series | pd.DataFrame) -> float:
+    shares = values.value_counts(normalize=True).to_numpy()
     return float(-(shares * np.log(shares)).sum())
 
 

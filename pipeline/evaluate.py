@@ -25,14 +25,13 @@ def main() -> None:
     tokenizer = CharTokenizer.from_dict(metadata["tokenizer"])
     tokens = Tokens(project.TOKENS, tokenizer)
     split = tokens.val_split
-    ids = tokens.ids[split]
     # the layout that the model was trained in: another would show it positions it has never seen
-    batches = Batches(ids, metadata["train"]["layout"], config.batch_size, model.max_seq_len)
+    batches = Batches(tokens.ids[split], metadata["train"]["layout"], config.batch_size, model.max_seq_len)
     predictions = predict(model, batches)
     result = {
         **summarize(predictions, tokens.info[split]),
         "held_out": split == "val",
-        "baseline_loss": baselines(ids, tokenizer.vocab_size),
+        "baseline_loss": baselines(predictions, tokenizer.vocab_size),
     }
 
     project.REPORTS.mkdir(exist_ok=True)

@@ -1,0 +1,65 @@
+import math
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.dataset import Batches, SplitInfo
+from minigpt.evaluate import accuracy_by_class, baselines, character_class, predict, summarize
+from minigpt.loss import mean_loss
+from minigpt.model import MiniGPT
+from minigpt.tokenizer import CharTokenizer
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_every_target_is_judged_once(sentences, tokenizer, layout):
+    ids = torch.tensor([token for text in sentences[:9] for token in tokenizer.encode(text)]).numpy()
+    batches = Batches(ids, layout, 4, 16)
+    model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16).eval()
+    predictions = predict(model, batches)
+    assert len(predictions) == batches.num_targets
+    assert predictions["loss"].mean() == pytest.approx(mean_loss(model, batches), abs=1e-6)
+    pairs = list(zip(predictions["previous"], predictions["target"], strict=True))
+    assert set(pairs) <= set(zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True))
+
+
+def test_the_summary_is_arithmetic():
+    predictions = pd.DataFrame({"target": [4, 5, 6, 3], "predicted": [4, 5, 5, 5], "loss": [math.log(2)] * 4})
+    found = summarize(predictions, SplitInfo(documents=1, tokens=5, characters=3, bytes=6, sha256=""))
+    assert found == pytest.approx(
+        {"loss": math.log(2), "perplexity": 2, "bits_per_char": 4 / 3, "bits_per_byte": 4 / 6, "accuracy": 0.5}
+    )
+
+
+def test_baselines_of_a_known_text():
+    # "abababab": one bit a token for who counts, none for who looks at the one before
+    predictions = pd.DataFrame({"previous": [4, 5] * 4, "target": [5, 4] * 4})
+    assert baselines(predictions, 8) == pytest.approx({"uniform": math.log(8), "unigram": math.log(2), "bigram": 0})
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
+def test_more_knowledge_never_costs(pairs):
+    found = baselines(pd.DataFrame(pairs, columns=["previous", "target"]), 6)
+    assert found["uniform"] + 1e-9 >= found["unigram"] >= found["bigram"] - 1e-9 >= -2e-9
+
+
+def test_accuracy_by_kind_of_character():
+    tokenizer = CharTokenizer("aB7 .\n")
+    targets = tokenizer.encode("aaB7 .\n")[1:]
+    guesses = tokenizer.encode("aBB7  \n")[1:]
+    table = accuracy_by_class(pd.DataFrame({"target": targets, "predicted": guesses, "loss": 1.0}), tokenizer)
+    found = table.set_index("class")["accuracy"].to_dict()
+    assert found == {
+        "lowercase": 0.5,
+        "uppercase": 1,
+        "digit": 1,
+        "space": 1,
+        "line break": 1,
+        "punctuation": 0,
+        "special token": 1,
+    }
+    assert [character_class(character) for character in "é中\u200b…\t"] == [
+        *["lowercase", "lowercase", "other", "punctuation", "space"]
+    ]
