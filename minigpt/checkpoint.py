@@ -77,6 +77,8 @@ def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
         raise UserError(f"{path}: no such model; run `dvc repro` to train one") from None
     except DamagedFileError as error:
         raise UserError(f"{error}; run `dvc repro` to train it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, RuntimeError):
         raise UserError(f"{path}: not a model of this version of MiniGPT") from None
     return model.eval(), metadata
@@ -104,6 +106,8 @@ class ResumeStore:
 
     def clear(self) -> None:
         """Forget the states: the training is done."""
+        for file in self.folder.glob(".step-*"):  # half-written when a process was killed
+            file.unlink()
         for file in self._files():
             file.unlink()
         with contextlib.suppress(OSError):  # somebody else's file in it, or never made

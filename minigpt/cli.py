@@ -4,6 +4,7 @@ Everything heavy is imported inside the command that needs it: `generate --backe
 typer, NumPy and ONNX Runtime.
 """
 
+import io
 import json
 import sys
 from enum import StrEnum
@@ -137,13 +138,16 @@ def info(backend: BackendOption = None, model: ModelOption = None, as_json: Json
 def fetch(
     name: Annotated[str | None, typer.Argument(help="Which corpus. Without it, list them.")] = None,
 ) -> None:
-    """Put a corpus into data/raw/."""
-    from minigpt.fetch import CORPORA
+    """Put a corpus into data/raw/.
+
+    What is downloaded is checked against a known SHA-256. If the connection breaks off, run the command
+    again: it goes on from there.
+    """
     from minigpt.fetch import fetch as fetch_corpus
+    from minigpt.fetch import listing
 
     if name is None:
-        for corpus in CORPORA:
-            print(f"{corpus.name}: {corpus.description} ({corpus.licence})")
+        print(listing())
         return
     target = fetch_corpus(name, Path("data/raw"))
     print(f"{target}\ntrain on it: dvc exp run -S data.path={target}")
@@ -219,10 +223,16 @@ def _options(
 
 def main() -> None:
     """The entry point: a mistake of the user's is one line on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a character that the terminal cannot show is written as its code, and does not end the text
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
         sys.exit(f"minigpt-cli: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"minigpt-cli: this needs the package {error.name}; install MiniGPT with its extra: minigpt[pipeline]")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -39,7 +40,7 @@ class ModelConfig(Section):
     num_heads: PositiveInt
     num_layers: PositiveInt
     d_ff: PositiveInt
-    max_seq_len: PositiveInt
+    max_seq_len: Annotated[int, Field(ge=8, le=65536)]
     dropout: Fraction
 
     @field_validator("num_heads")
@@ -115,7 +116,9 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise UserError(f"{path}: not found here; run in the folder that holds it") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(values)
@@ -126,15 +129,20 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 def _one_line(error: ValidationError) -> str:
     # an unknown key first: a misspelt one is also missing, but its wrong name is what to correct
     first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    # a union reports one error a branch, its tag behind the key: keep the section and the key
-    key = ".".join(str(part) for part in first["loc"][:2]) or "the file"
-    problem = first["msg"].removeprefix("Value error, ")
+    key = _key(first) or "the file"
+    alike = [problem["msg"] for problem in (first, *others) if _key(problem) == _key(first)]
+    problem = " or ".join(dict.fromkeys(alike)).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         problem = "unknown key; remove it or correct its name"
     elif first["type"] == "missing":
         problem = "missing; add it"
     elif isinstance(first["input"], str | int | float | None):
         problem += f", but it is {first['input']!r}"
-    keys = {".".join(map(str, other["loc"][:2])) for other in others} - {key}
+    keys = {_key(other) for other in others} - {key}
     more = f" (also wrong: {', '.join(sorted(keys))})" if keys else ""
-    return f"{key}: {problem}{more}"
+    return " ".join(f"{key}: {problem}{more}".split())
+
+
+def _key(problem: ErrorDetails) -> str:
+    """The section and the key; behind them a union tells which of its branches it means."""
+    return ".".join(str(part) for part in problem["loc"][:2])

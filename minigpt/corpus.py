@@ -17,7 +17,7 @@ Split = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class Source:
-    """How a text is cut into documents, and what share of them is held out for validation."""
+    """How a text is cut into documents, and what share of them is held out for validation, in [0, 1)."""
 
     documents: str
     val_fraction: float
@@ -26,9 +26,10 @@ class Source:
 DEFAULT_SOURCE = Source(documents="blank_line", val_fraction=0.1)
 BUILT_IN = {
     # holds nothing out: every sentence is needed for the 40 symbols, and to learn the fox by heart
-    "sentences.txt": Source(documents="line", val_fraction=0.0),
-    "tales.txt": DEFAULT_SOURCE,
-    "python-docs": Source(documents="file", val_fraction=0.1),
+    "data/raw/sentences.txt": Source(documents="line", val_fraction=0.0),
+    "data/raw/tales.txt": DEFAULT_SOURCE,
+    "data/raw/python-docs": Source(documents="file", val_fraction=0.1),
+    "data/raw/names.txt": Source(documents="line", val_fraction=0.1),
 }
 
 
@@ -44,7 +45,7 @@ class Corpus:
 
     def __init__(self, path: str, documents: str = "auto", val_fraction: float | str = "auto"):
         self.path = Path(path)
-        source = BUILT_IN.get(self.path.name, DEFAULT_SOURCE)
+        source = BUILT_IN.get("/".join(self.path.parts[-3:]), DEFAULT_SOURCE)
         self.documents = source.documents if documents == "auto" else documents
         self.val_fraction = source.val_fraction if isinstance(val_fraction, str) else val_fraction
 

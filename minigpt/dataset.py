@@ -125,13 +125,24 @@ class Batches:
     its own (a long one takes several) and short rows end in <pad>.
 
     `batches[step]` is the shuffled training batch of a step: a pure function of (tokens, seed, step),
-    so training resumes at any step without a word about the past. Each epoch visits every row once.
+    so training resumes at any step without a word about the past. Each epoch visits every row once;
+    packed rows are shifted by a few tokens each time, so that other tokens stand at the borders.
     Iterating gives every target once, in order: what evaluation needs.
+
+    Args:
+        ids: the tokens of a split (N,), N ≥ 2.
+        layout: "packed" or "padded".
+        batch_size: B, the rows of a batch, ≥ 1.
+        max_seq_len: the most inputs in a row, ≥ 1.
+        seed: of the order of the rows, ≥ 0.
+
+    Raises:
+        UserError: there are less than two tokens, so nothing to predict.
     """
 
     def __init__(self, ids: np.ndarray, layout: str, batch_size: int, max_seq_len: int, seed: int = 0):
         if len(ids) < 2:
-            raise UserError("the split holds no text to learn from; set data.path to more text")
+            raise UserError("data.path: a split of the text holds less than two tokens; give it more text")
         self.ids, self.batch_size, self.max_seq_len, self.seed = ids, batch_size, max_seq_len, seed
         self.packed = layout == "packed"
         if self.packed:

@@ -1,6 +1,7 @@
 """How good a model is, and what its numbers mean: baselines, and what it gets right."""
 
 import math
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,7 +13,10 @@ from minigpt.loss import bits_per, cross_entropy, to_tensors
 from minigpt.model import MiniGPT
 from minigpt.tokenizer import PAD, SPECIAL_TOKENS, CharTokenizer
 
-CLASSES = ["lowercase", "uppercase", "digit", "space", "line break", "punctuation", "other", "special token"]
+CLASSES = [
+    *["lowercase", "uppercase", "other letter", "digit", "space", "line break", "punctuation", "control"],
+    "special token",
+]
 
 
 @torch.inference_mode()
@@ -85,6 +89,10 @@ def character_class(character: str) -> str:
         return "space"
     if character.isdigit():
         return "digit"
-    if character.isalpha():
-        return "uppercase" if character.isupper() else "lowercase"
-    return "punctuation" if character.isprintable() else "other"
+    if character.islower():
+        return "lowercase"
+    if character.isupper():
+        return "uppercase"
+    # the first letter of the Unicode category: L letter, M mark (accents, vowel signs), C control
+    kinds = {"L": "other letter", "M": "other letter", "C": "control"}
+    return kinds.get(unicodedata.category(character)[0], "punctuation")

@@ -21,7 +21,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warmup to `learning_rate`, then half a cosine down to `min_learning_rate`."""
+    """Linear warmup to `learning_rate`, then half a cosine down to `min_learning_rate`.
+
+    `step` counts from 0 and is less than `max_steps` (Loshchilov & Hutter, arXiv:1608.03983, without restarts).
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)

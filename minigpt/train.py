@@ -87,9 +87,10 @@ class Trainer:
         self.model.train()
         while not self.finished:
             gradient_norm = self._step()
-            if progress.step % config.log_interval == 0:
+            last = progress.step == config.max_steps
+            if progress.step % config.log_interval == 0 or last:
                 report(self._log(gradient_norm))
-            if progress.step % config.eval_interval == 0 or progress.step == config.max_steps:
+            if progress.step % config.eval_interval == 0 or last:
                 report(self._evaluate())
             if should_stop() and not self.finished:
                 self._save_state()
@@ -108,18 +109,14 @@ class Trainer:
 
     def _step(self) -> torch.Tensor:
         """One update; returns the norm of the gradient before clipping."""
-        rate = learning_rate(self.progress.step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(self.progress.step, self.config)
         input_ids, targets = to_tensors(self.train_batches[self.progress.step], self.device)
         loss = cross_entropy(self.model(input_ids), targets)
         loss.backward()
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(gradient_norm):  # before the update, which would spoil every weight
-            raise UserError(
-                f"training diverged at step {self.progress.step + 1}: loss {loss.item():.3g}, gradient norm "
-                f"{gradient_norm.item():.3g}, learning rate {rate:.3g}; lower train.learning_rate"
-            )
+            raise self._diverged(f"loss {loss.item():.3g}, gradient norm {gradient_norm.item():.3g}")
         self.optimizer.step()
         self.model.zero_grad()
         self.loss_sum += loss.detach()
@@ -127,13 +124,21 @@ class Trainer:
         self.progress.tokens += input_ids.numel()
         return gradient_norm
 
+    def _diverged(self, figures: str) -> UserError:
+        rate = self.optimizer.param_groups[0]["lr"]
+        step = self.progress.step + 1
+        return UserError(
+            f"training diverged at step {step}: {figures}, learning rate {rate:.3g}; lower train.learning_rate"
+        )
+
     def _log(self, gradient_norm: torch.Tensor) -> Row:
         row = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": gradient_norm.item(),
-            "train/loss": self.loss_sum.item() / self.config.log_interval,
+            # the last row may come before its interval is full
+            "train/loss": self.loss_sum.item() / ((self.progress.step - 1) % self.config.log_interval + 1),
         }
         self.loss_sum.zero_()
         self.progress.history.append(row)
@@ -142,6 +147,8 @@ class Trainer:
     def _evaluate(self) -> Row:
         progress = self.progress
         val_loss = mean_loss(self.model, self.val_batches)
+        if not math.isfinite(val_loss):
+            raise self._diverged(f"validation loss {val_loss:.3g}")
         if val_loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = val_loss, progress.step
             progress.evals_without_gain = 0

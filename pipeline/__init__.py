@@ -2,10 +2,11 @@
 
 import importlib.util
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
-if importlib.util.find_spec("pydantic") is None:
+if not all(map(importlib.util.find_spec, ("filelock", "pandas", "pydantic", "ruamel", "torch"))):
     sys.exit(
         f"{sys.executable} lacks MiniGPT's packages; run `make setup`, then `source .venv/bin/activate` and try again"
     )
@@ -14,7 +15,11 @@ from minigpt.errors import UserError
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage: log to stderr; a mistake of the user's is one line and exit code 1."""
+    """Run a stage: log to stderr; a mistake of the user's is one line and exit code 1.
+
+    SIGTERM becomes an exception, so that what has to be closed is closed.
+    """
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("__main__", "minigpt", "pipeline"):
         logging.getLogger(ours).setLevel(logging.INFO)
@@ -22,3 +27,5 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -6,6 +6,7 @@ import pandas as pd
 
 from minigpt.config import load_params
 from minigpt.corpus import Corpus
+from minigpt.errors import UserError
 from minigpt.tokenizer import CharTokenizer
 from pipeline import project, run_stage
 
@@ -20,6 +21,11 @@ def main() -> None:
     # of the training split only: a character that only validation has is honestly <unk>
     training_texts = (document for document, split in corpus if split == "train")
     counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
+    if not counts:
+        raise UserError(
+            f"{params.data.path}: every document fell into the validation split; cut the text into more documents "
+            "with data.documents, or set data.val_fraction to 0"
+        )
 
     project.VOCAB.parent.mkdir(exist_ok=True)
     tokenizer.save(project.VOCAB)

@@ -14,7 +14,6 @@ from minigpt.tokenizer import CharTokenizer
 from pipeline import project, run_stage, tracking
 
 log = logging.getLogger(__name__)
-EVALUATION = project.REPORTS / "evaluation.json"
 ACCURACY = project.REPORTS / "accuracy.csv"
 SAMPLES = project.REPORTS / "samples.md"
 
@@ -24,25 +23,24 @@ def main() -> None:
     model, metadata = load_model(project.MODEL)
     tokenizer = CharTokenizer.from_dict(metadata["tokenizer"])
     tokens = Tokens(project.TOKENS, tokenizer)
-    split = tokens.val_split
-    # the layout that the model was trained in: another would show it positions it has never seen
-    batches = Batches(tokens.ids[split], metadata["train"]["layout"], config.batch_size, model.max_seq_len)
-    predictions = predict(model, batches)
-    result = {
-        **summarize(predictions, tokens.info[split]),
-        "held_out": split == "val",
-        "baseline_loss": baselines(predictions, tokenizer.vocab_size),
-    }
-
-    project.REPORTS.mkdir(exist_ok=True)
-    EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
-    accuracy_by_class(predictions, tokenizer).to_csv(ACCURACY, index=False)
-    SAMPLES.write_text(_samples(TorchBackend(model, tokenizer), config), encoding="utf-8")
+    with tracking.model_run(project.MODEL) as run:
+        split = tokens.val_split
+        # the layout that the model was trained in: another would show it positions it has never seen
+        batches = Batches(tokens.ids[split], metadata["train"]["layout"], config.batch_size, model.max_seq_len)
+        predictions = predict(model, batches)
+        result = {
+            **summarize(predictions, tokens.info[split]),
+            "held_out": split == "val",
+            "baseline_loss": baselines(predictions, tokenizer.vocab_size),
+        }
+        project.REPORTS.mkdir(exist_ok=True)
+        project.EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
+        accuracy_by_class(predictions, tokenizer).to_csv(ACCURACY, index=False)
+        SAMPLES.write_text(_samples(TorchBackend(model, tokenizer), config), encoding="utf-8")
+        run.report("evaluation", result, [project.EVALUATION, ACCURACY, SAMPLES])
     if split == "train":
         log.warning("nothing is held out of this corpus: these figures are of the training split itself")
     log.info("loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f", result)
-    with tracking.model_run(project.MODEL) as run:
-        run.report("evaluation", result, [EVALUATION, ACCURACY, SAMPLES])
 
 
 def _samples(backend: TorchBackend, config: EvaluateConfig) -> str:

@@ -15,28 +15,29 @@ from minigpt.tokenizer import CharTokenizer
 from pipeline import project, run_stage, tracking
 
 log = logging.getLogger(__name__)
-EXPORT = project.REPORTS / "export.json"
 
 
 def main() -> None:
     config = load_params().export
     model, metadata = load_model(project.MODEL)
-    data = to_onnx(model, metadata)
-    torch_backend = TorchBackend(model, CharTokenizer.from_dict(metadata["tokenizer"]))
+    with tracking.model_run(project.MODEL) as run:
+        data = to_onnx(model, metadata)
+        difference = _difference(data, TorchBackend(model, CharTokenizer.from_dict(metadata["tokenizer"])))
+        check_parity(difference, config.tolerance)
+        atomic_write(project.ONNX_MODEL, data)
+        project.REPORTS.mkdir(exist_ok=True)
+        result = {"max_logit_difference": difference, "bytes": len(data)}
+        project.EXPORT.write_text(json.dumps(result, indent=1) + "\n")
+        run.report("export", result, [project.EXPORT])
+        run.onnx_model(project.ONNX_MODEL)
+    log.info("%s: %.1f MB, logits within %.1g of PyTorch's", project.ONNX_MODEL, len(data) / 1e6, difference)
+
+
+def _difference(data: bytes, torch_backend: TorchBackend) -> float:
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "candidate.onnx"
         candidate.write_bytes(data)
-        difference = max_logit_difference(torch_backend, OnnxBackend(candidate))
-    check_parity(difference, config.tolerance)
-
-    atomic_write(project.ONNX_MODEL, data)
-    project.REPORTS.mkdir(exist_ok=True)
-    result = {"max_logit_difference": difference, "bytes": len(data)}
-    EXPORT.write_text(json.dumps(result, indent=1) + "\n")
-    log.info("%s: %.1f MB, logits within %.1g of PyTorch's", project.ONNX_MODEL, len(data) / 1e6, difference)
-    with tracking.model_run(project.MODEL) as run:
-        run.report("export", result, [EXPORT])
-        run.onnx_model(project.ONNX_MODEL)
+        return max_logit_difference(torch_backend, OnnxBackend(candidate))
 
 
 if __name__ == "__main__":

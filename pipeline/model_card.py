@@ -18,6 +18,7 @@ def model_card(params: Mapping[str, str], metrics: Mapping[str, float], tags: Ma
     """The card of a run; a figure that was not measured is not in it."""
     figures = "\n".join(f"| {text} | {metrics[name]:.6g} |" for name, text in FIGURES.items() if name in metrics)
     settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(params.items()))
+    split = "the training split, as nothing is held out" if tags.get("held_out") == "false" else "the validation split"
     commit = tags.get("git_commit", "unknown")
     dirty = " with uncommitted changes" if tags.get("git_dirty") == "true" else ""
     return f"""# MiniGPT
@@ -25,7 +26,7 @@ def model_card(params: Mapping[str, str], metrics: Mapping[str, float], tags: Ma
 A decoder-only transformer that continues a text token by token.
 Trained from scratch on `{params.get("data.path", "?")}`.
 
-## Measured on the validation split
+## Measured on {split}
 
 | figure | value |
 |---|---|

@@ -12,6 +12,9 @@ DOCUMENTS = Path("data/documents.parquet")
 MODEL = Path("models/minigpt.safetensors")
 ONNX_MODEL = Path("models/minigpt.onnx")
 REPORTS = Path("reports")
+TRAINING = REPORTS / "training.json"
+EVALUATION = REPORTS / "evaluation.json"
+EXPORT = REPORTS / "export.json"
 
 
 def root() -> Path:

@@ -3,6 +3,7 @@
 import json
 
 from minigpt.backends.onnx import OnnxBackend
+from minigpt.errors import UserError
 from minigpt.inference import generate
 from pipeline import project, run_stage
 
@@ -15,7 +16,10 @@ try next:
 
 
 def main() -> None:
-    evaluation = json.loads((project.REPORTS / "evaluation.json").read_text())
+    try:
+        evaluation = json.loads(project.EVALUATION.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{project.EVALUATION}: not found; run `dvc repro`") from None
     split = "validation" if evaluation["held_out"] else "training (nothing is held out of this corpus)"
     text = "".join(generate(OnnxBackend(project.ONNX_MODEL), "", max_new_tokens=300))
     print(f"""

@@ -3,9 +3,9 @@
 One trained model is one run. Its id is random, so no stage passes it on: train tags its run with the
 SHA-256 of the model file it wrote, and evaluate and export find the run by the file they read.
 
-Tracking never stops the work. Where the store is absent, locked or full, one warning is logged and the
-rest of the stage goes untracked; its numbers are in reports/ all the same, and `python -m
-pipeline.tracking` sends them later.
+Tracking never stops the work. Where the store is absent, locked or full, a warning says so, and what could not
+be told is tried again. The numbers are in reports/ all the same: `python -m pipeline.tracking` makes the run of
+the present model from them.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +23,13 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from minigpt.config import Params
+from minigpt.checkpoint import load
+from minigpt.config import Params, load_params
 from minigpt.dataset import Tokens
+from minigpt.errors import UserError
 from minigpt.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer
-from minigpt.train import Row
+from minigpt.train import Progress, Row
 from pipeline import project, run_stage
 from pipeline.model_card import model_card
 
@@ -34,118 +37,145 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "minigpt"
 SEND_EVERY = 5.0  # seconds; one call for many rows, since each costs milliseconds
 SAMPLE_TOKENS = 120  # of the text that the model writes at each validation, from nothing and with seed 0
-TRAINING, VALIDATION = project.REPORTS / "training.csv", project.REPORTS / "validation.csv"
+TRY_AGAIN_AFTER = 120.0  # seconds; a locked store holds each attempt up for twenty
+CURVES = {"train/loss": project.REPORTS / "training.csv", "val/loss": project.REPORTS / "validation.csv"}
 
 
 class Run:
-    """One MLflow run that swallows its own failures: after the first, and a warning, it does nothing."""
+    """One MLflow run. What cannot be told at once is kept, tried again now and then, and once more at the end."""
 
-    def __init__(self) -> None:
-        self.working = True
+    def __init__(self, tokens: int = 0) -> None:
         self.id = ""  # none yet
-        self._unsent: list[tuple[float, Row]] = []
-        self._unsent_samples: dict[str, list] = {"step": [], "text": []}
+        self.told_all = True
+        self._untold: list[Callable[[], Any]] = []
+        self._silent_until = 0.0
+        self._rows: list[tuple[float, Row]] = []
+        self._samples: dict[str, list] = {"step": [], "text": []}
         self._known_step = {"train/loss": 0, "val/loss": 0}  # what a continued run has already
-        self._sent_at = self._mark = time.monotonic()
-        self._mark_tokens = 0.0
+        self._sent_at = time.monotonic()
+        self._mark_time(tokens)
 
-    def attempt(self, action: Callable[[], Any]) -> Any:
-        """Do `action` unless tracking has failed before; returns its result, or None."""
-        if not self.working:
-            return None
+    def tell(self, action: Callable[[], Any]) -> None:
+        """Do `action` after all that was to be told before; it must be able to run twice."""
+        self._untold.append(action)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        if time.monotonic() < self._silent_until:
+            return
         try:
-            return action()
+            while self._untold:
+                self._untold[0]()
+                del self._untold[0]
         except Exception as error:  # whatever a tracker does wrong, the model is worth more
-            self.working = False
-            reason = str(error).strip().partition("\n")[0]
-            log.warning("tracking failed (%s); later, `python -m pipeline.tracking` sends what is missing", reason)
-            return None
+            self._silent_until = time.monotonic() + TRY_AGAIN_AFTER
+            if self.told_all:
+                reason = " ".join(str(error).split())[:200]
+                log.warning("tracking failed (%s); trying again from time to time", reason)
+            self.told_all = False
 
     def start(self, **kwargs: Any) -> None:
-        """As `mlflow.start_run`."""
-        self.id = mlflow().start_run(**kwargs).info.run_id
+        """As `mlflow.start_run`; a run that was started already stays."""
+        if not self.id:
+            self.id = mlflow().start_run(**kwargs).info.run_id
+
+    def end(self, status: str) -> None:
+        """Tell what is left, and close the run."""
+        self._silent_until = 0.0
+        self.told_all = True
+        self.tell(self._send)
+        if self.id:
+            self.tell(lambda: mlflow().end_run(status))
+        if self._untold:
+            self.told_all = False
+            log.warning("not all was tracked; later, `python -m pipeline.tracking` sends what is missing")
+            if self.id:
+                with contextlib.suppress(Exception):
+                    mlflow().end_run(status)
 
     def log(self, row: Row) -> None:
         """Take the metrics of one step; every few seconds they are sent together."""
         if "train/loss" in row:
             seconds = time.monotonic() - self._mark
             row = {**row, "tokens_per_second": (row["tokens"] - self._mark_tokens) / seconds}
-        loss = "train/loss" if "train/loss" in row else "val/loss"
-        if row["step"] > self._known_step[loss]:
-            self._unsent.append((time.time(), row))
+        self._add(row)
         if time.monotonic() - self._sent_at > SEND_EVERY:
-            self.attempt(self._send)
+            self.tell(self._send)
         self._mark_time(row["tokens"])
 
     def _mark_time(self, tokens: float) -> None:
         """Training goes on from here: validation, samples and tracking are not its time."""
         self._mark, self._mark_tokens = time.monotonic(), tokens
 
+    def _add(self, row: Row) -> None:
+        if row["step"] > self._known_step["train/loss" if "train/loss" in row else "val/loss"]:
+            self._rows.append((time.time(), row))
+
     def _send(self) -> None:
         from mlflow.entities import Metric
 
         metrics = [
             Metric(name, value, int(when * 1000), int(row["step"]))
-            for when, row in self._unsent
+            for when, row in self._rows
             for name, value in row.items()
             if name != "step"
         ]
-        self._unsent.clear()
-        self._sent_at = time.monotonic()
         for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
             mlflow().MlflowClient().log_batch(self.id, metrics[start : start + 1000])
-        if self._unsent_samples["step"]:
-            mlflow().log_table(self._unsent_samples, "samples.json")
-            self._unsent_samples = {"step": [], "text": []}
+        self._rows.clear()
+        if self._samples["step"]:
+            mlflow().log_table(self._samples, "samples.json")
+            self._samples = {"step": [], "text": []}
+        self._sent_at = time.monotonic()
 
     def sample(self, model: MiniGPT, tokenizer: CharTokenizer, row: Row) -> None:
-        """Log a text that the model writes at this step; the prompt and the seed are always the same."""
-        self.attempt(lambda: self._sample(model, tokenizer, int(row["step"])))
-        self._mark_time(row["tokens"])
-
-    def _sample(self, model: MiniGPT, tokenizer: CharTokenizer, step: int) -> None:
+        """Take a text that the model writes at this step; the prompt and the seed are always the same."""
         from minigpt.backends.torch import TorchBackend
         from minigpt.inference import generate
 
-        model.eval()
-        text = "".join(generate(TorchBackend(model, tokenizer), "", SAMPLE_TOKENS))
-        model.train()
-        self._unsent_samples["step"].append(step)
-        self._unsent_samples["text"].append(text)
+        if row["step"] > self._known_step["val/loss"]:
+            model.eval()
+            text = "".join(generate(TorchBackend(model, tokenizer), "", SAMPLE_TOKENS))
+            model.train()
+            self._samples["step"].append(int(row["step"]))
+            self._samples["text"].append(text)
+        self._mark_time(row["tokens"])
 
-    def finish_training(self, model: Path) -> None:
-        """Tag the run with the model it made, and log curves and figures."""
-        self.attempt(lambda: self._finish_training(model))
-
-    def _finish_training(self, model: Path) -> None:
-        self._send()
+    def finish_training(self, model: Path, held_out: bool) -> None:
+        """Log curves and figures, and tag the run with the model it made."""
         digest = project.file_sha256(model)
+        self.tell(self._send)
+        self.tell(_log_curves)
+        self.tell(lambda: mlflow().set_tag("held_out", str(held_out).lower()))
+        self.tell(lambda: self._carry_over(digest))
+        # last: a run with this tag is complete
+        self.tell(lambda: mlflow().set_tag("model_sha256", digest))
+
+    def _carry_over(self, digest: str) -> None:
+        """Where an earlier run made the same bytes, what evaluate and export found holds for this one: they
+        will not run again."""
         earlier = _find(digest)
-        mlflow().set_tag("model_sha256", digest)
-        _log_curves()
-        if earlier is not None:
-            # the same bytes again: evaluate and export will not rerun, what they found holds for this run too
-            found = {
-                name: value
-                for name, value in earlier.data.metrics.items()
-                if name.startswith(("evaluation/", "export/"))
-            }
-            mlflow().log_metrics(found)
-            mlflow().set_tag("evaluated_in_run", earlier.info.run_id)
+        if earlier is None:
+            return
+        found = earlier.data.metrics
+        mlflow().log_metrics({name: found[name] for name in found if name.startswith(("evaluation/", "export/"))})
+        mlflow().set_tag("evaluated_in_run", earlier.info.run_id)
+        with tempfile.TemporaryDirectory() as folder:
+            client = mlflow().MlflowClient()
+            mlflow().log_artifacts(client.download_artifacts(earlier.info.run_id, "reports", folder), "reports")
+        self._write_card()
 
     def report(self, prefix: str, values: dict[str, Any], files: list[Path]) -> None:
-        """Log the numbers and the files of a stage."""
-        self.attempt(lambda: self._report(prefix, values, files))
+        """Log the numbers and the files of a stage, and write the model's card anew."""
+        self.tell(lambda: self._report(prefix, values, files))
 
     def _report(self, prefix: str, values: dict[str, Any], files: list[Path]) -> None:
-        numbers = {
-            name: value
-            for name, value in _flatten(values, "/").items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        mlflow().log_metrics({f"{prefix}/{name}": value for name, value in numbers.items()})
+        mlflow().log_metrics({f"{prefix}/{name}": value for name, value in _numbers(values).items()})
         for file in files:
             mlflow().log_artifact(str(file), "reports")
+        self._write_card()
+
+    def _write_card(self) -> None:
         data = mlflow().get_run(self.id).data
         card = model_card(data.params, data.metrics, data.tags)
         mlflow().log_text(card, "model_card.md")
@@ -153,41 +183,42 @@ class Run:
 
     def onnx_model(self, path: Path) -> None:
         """Log the exported file, untouched, as a model that takes text and gives text."""
-        self.attempt(lambda: _log_onnx_model(path))
+        self.tell(lambda: _log_onnx_model(path))
 
 
 @contextlib.contextmanager
-def training_run(params: Params, tokens: Tokens, state_folder: Path) -> Iterator[Run]:
+def training_run(params: Params, tokens: Tokens, state_folder: Path, progress: Progress) -> Iterator[Run]:
     """The run of a training; one that was interrupted goes on in the run it began."""
-    run = Run()
+    run = Run(progress.tokens)
     note = state_folder / "mlflow_run_id"
+    history = list(progress.history)
     with _ended_properly(run):
-        run.attempt(lambda: _start_training(run, params, tokens, note))
+        run.tell(lambda: _start_training(run, params, tokens, note, history))
         yield run
     note.unlink(missing_ok=True)
 
 
-def _start_training(run: Run, params: Params, tokens: Tokens, note: Path) -> None:
-    if note.exists() and _continue(run, note.read_text()):
-        return
+def _start_training(run: Run, params: Params, tokens: Tokens, note: Path, history: list[Row]) -> None:
+    if note.exists():
+        _continue(run, note.read_text())
     run.start(run_name=os.environ.get("DVC_EXP_NAME"), tags=_lineage())
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(run.id)
     mlflow().log_params(_flatten(params.model_dump(), "."))
     mlflow().log_input(_dataset(params.data.path, tokens), context="training")
+    for row in history:  # what a killed process had not sent
+        run._add(row)
 
 
-def _continue(run: Run, run_id: str) -> bool:
-    """Take up an interrupted run; False where the store no longer has it."""
-    client = mlflow().MlflowClient()
+def _continue(run: Run, run_id: str) -> None:
+    """Take up an interrupted run, if the store still has it."""
     try:
         run.start(run_id=run_id)
     except mlflow().exceptions.MlflowException:
-        return False
+        return
     for name in run._known_step:
-        history = client.get_metric_history(run_id, name)
+        history = mlflow().MlflowClient().get_metric_history(run_id, name)
         run._known_step[name] = max((metric.step for metric in history), default=0)
-    return True
 
 
 @contextlib.contextmanager
@@ -195,7 +226,7 @@ def model_run(model: Path) -> Iterator[Run]:
     """The run that made `model`; where the store has none, one restored from the reports."""
     run = Run()
     with _ended_properly(run):
-        run.attempt(lambda: _start_model_run(run, model))
+        run.tell(lambda: _start_model_run(run, model))
         yield run
 
 
@@ -205,13 +236,18 @@ def _start_model_run(run: Run, model: Path) -> None:
     if found is not None:
         run.start(run_id=found.info.run_id)
         return
-    from minigpt.checkpoint import load
-
     metadata = load(model)[1]
-    run.start(run_name="restored", tags={**_lineage(), "model_sha256": digest, "restored": "true"})
-    mlflow().log_params(_flatten({"model": metadata["config"], "train": metadata["train"]}, "."))
-    mlflow().log_metrics({name: value for name, value in metadata["training"].items() if "/" in name})
-    _log_curves()
+    run.start(run_name="restored", tags={**_lineage(), "restored": "true"})
+    made_with = {"model": metadata["config"], "train": metadata["train"]}
+    mlflow().log_params(_flatten({**load_params().model_dump(), **made_with}, "."))
+    mlflow().log_metrics({name: value for name, value in _numbers(metadata["training"]).items() if "/" in name})
+    if project.TRAINING.exists() and json.loads(project.TRAINING.read_text()) == metadata["training"]:
+        for file in CURVES.values():
+            run._rows += [(time.time(), row) for row in pd.read_csv(file).to_dict("records")]
+        run._send()
+        _log_curves()
+    held_out = str(metadata["training"]["held_out"]).lower()
+    mlflow().set_tags({"model_sha256": digest, "held_out": held_out})
 
 
 @contextlib.contextmanager
@@ -221,14 +257,11 @@ def _ended_properly(run: Run) -> Iterator[None]:
     try:
         yield
         status = "FINISHED"
-    except SystemExit:
+    except (SystemExit, KeyboardInterrupt):
         status = "KILLED"
         raise
     finally:
-        run.attempt(run._send)
-        if run.id:
-            with contextlib.suppress(Exception):  # also where tracking failed on the way: the run is not to stay open
-                mlflow().end_run(status)
+        run.end(status)
 
 
 @functools.cache
@@ -242,7 +275,7 @@ def mlflow() -> Any:
     import mlflow
 
     for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what goes wrong comes as an exception, too
     store = project.root() / "mlruns"
     store.mkdir(exist_ok=True)
     local = "MLFLOW_TRACKING_URI" not in os.environ  # set_tracking_uri sets it
@@ -279,8 +312,10 @@ def _lineage() -> dict[str, str]:
     """Where a run comes from, as tags: the Git commit and DVC's experiment."""
 
     def git(*command: str) -> str:
-        result = subprocess.run(["git", *command], capture_output=True, text=True, check=False)
-        return result.stdout.strip()
+        try:
+            return subprocess.run(["git", *command], capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # no Git here
+            return ""
 
     tags = {
         "git_commit": git("rev-parse", "HEAD"),
@@ -300,11 +335,9 @@ def _dataset(path: str, tokens: Tokens) -> Any:
 
 
 def _log_curves() -> None:
-    files = [file for file in (TRAINING, VALIDATION) if file.exists()]
-    for file in files:
+    for file in CURVES.values():
         mlflow().log_artifact(str(file), "reports")
-    if len(files) == 2:
-        mlflow().log_figure(_loss_figure(), "figures/loss.png")
+    mlflow().log_figure(_loss_figure(), "figures/loss.png")
 
 
 def _loss_figure() -> Any:
@@ -312,7 +345,7 @@ def _loss_figure() -> Any:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for file, name in ((TRAINING, "train/loss"), (VALIDATION, "val/loss")):
+    for name, file in CURVES.items():
         table = pd.read_csv(file)
         axes.plot(table["step"], table[name], label=name)
     axes.set(xlabel="step", ylabel="cross-entropy (nats a token)", title="Loss")
@@ -345,17 +378,33 @@ def _flatten(values: dict[str, Any], separator: str) -> dict[str, Any]:
     return pd.json_normalize(values, sep=separator).iloc[0].to_dict()
 
 
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    flat = _flatten(values, "/")
+    return {
+        name: value for name, value in flat.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
 def main() -> None:
     """Send what the store lacks of the present model: its run, curves, evaluation and ONNX file."""
+    if not project.MODEL.exists():
+        raise UserError(f"{project.MODEL}: not found; run `dvc repro`")
     with model_run(project.MODEL) as run:
-        for prefix in ("evaluation", "export"):
-            file = project.REPORTS / f"{prefix}.json"
-            if file.exists():
-                run.report(prefix, json.loads(file.read_text()), [file])
-        if project.ONNX_MODEL.exists():
-            run.onnx_model(project.ONNX_MODEL)
-        if run.working:
-            log.info("the tracking store has the run of %s", project.MODEL)
+        run.tell(lambda: _send_missing(run))
+    if not run.told_all:
+        raise UserError("the tracking store does not answer; mend it and try again")
+    log.info("the tracking store has the run of %s", project.MODEL)
+
+
+def _send_missing(run: Run) -> None:
+    found = mlflow().get_run(run.id)
+    for prefix in ("evaluation", "export"):
+        file = project.REPORTS / f"{prefix}.json"
+        if file.exists() and not any(name.startswith(prefix + "/") for name in found.data.metrics):
+            run._report(prefix, json.loads(file.read_text()), [file])
+    logged = mlflow().search_logged_models([found.info.experiment_id], output_format="list")
+    if project.ONNX_MODEL.exists() and not any(model.source_run_id == run.id for model in logged):
+        _log_onnx_model(project.ONNX_MODEL)
 
 
 if __name__ == "__main__":

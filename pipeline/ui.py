@@ -7,13 +7,17 @@ import sys
 import webbrowser
 from threading import Timer
 
+from minigpt.errors import UserError
 from pipeline import run_stage, tracking
 
 PORT = os.environ.get("PORT", "5000")
 
 
 def main() -> None:
-    mlflow = tracking.mlflow()  # makes the store where there is none yet
+    try:
+        mlflow = tracking.mlflow()  # makes the store where there is none yet
+    except Exception as error:  # whatever is wrong with the store
+        raise UserError(f"the tracking store cannot be opened: {' '.join(str(error).split())[:200]}") from None
     store = mlflow.get_tracking_uri()
     server = store if store.startswith("http") else f"http://127.0.0.1:{PORT}"
     experiment = mlflow.get_experiment_by_name(tracking.EXPERIMENT).experiment_id

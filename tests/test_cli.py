@@ -125,17 +125,6 @@ def test_info_shows_what_a_file_holds(cli, name):
     assert "d_model: 64" in cli("info", "--model", name).stdout
 
 
-def test_fetch_lists_and_writes_the_python_docs(cli, tmp_path):
-    assert "python-docs: " in cli("fetch").stdout
-    assert "data/raw/python-docs" in cli("fetch", "python-docs", cwd=tmp_path).stdout
-    cli("fetch", "python-docs", cwd=tmp_path)  # a second time replaces the first
-    files = list((tmp_path / "data/raw/python-docs").iterdir())
-    assert len(files) > 50
-    assert sum(file.stat().st_size for file in files) > 400_000
-    assert [path.name for path in (tmp_path / "data/raw").iterdir()] == ["python-docs"]
-    assert "nothing: no such corpus; known are python-docs" in cli("fetch", "nothing", code=1).stderr
-
-
 def test_version_and_help(cli):
     assert cli("--version").stdout.startswith("minigpt 0.")
     for command in ([], ["generate"], ["info"], ["fetch"]):

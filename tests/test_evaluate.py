@@ -60,6 +60,6 @@ def test_accuracy_by_kind_of_character():
         "punctuation": 0,
         "special token": 1,
     }
-    assert [character_class(character) for character in "é中\u200b…\t"] == [
-        *["lowercase", "lowercase", "other", "punctuation", "space"]
+    assert [character_class(character) for character in "éÉ中\u0bbe\u200b…€\t"] == [
+        *["lowercase", "uppercase", "other letter", "other letter", "control", "punctuation", "punctuation", "space"]
     ]

@@ -10,7 +10,7 @@ import pytest
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.errors import UserError
 from minigpt.export import check_parity, max_logit_difference, to_onnx
-from minigpt.inference import generate_ids
+from minigpt.inference import generate_ids, window_start
 from minigpt.sampling import Sampling
 
 METADATA = {"format": 1, "training": {"val/loss": 1.0}}
@@ -69,7 +69,7 @@ def _gap_at_first_difference(backend, prompt, ours, theirs, sampling) -> float:
 
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     ids = backend.tokenizer.encode(prompt)[:-1] + ours[:at]
-    logits = backend.logits(np.array([ids[-backend.max_seq_len :]]), None)[0][0, -1]
+    logits = backend.logits(np.array([ids[window_start(len(ids), backend.max_seq_len) :]]), None)[0][0, -1]
     if sampling.temperature:
         logits = logits + sampling.temperature * gumbel_noise(sampling.seed, 0, len(ids), len(logits))
     return abs(float(logits[ours[at]] - logits[theirs[at]]))
@@ -114,7 +114,8 @@ def test_other_files_are_refused_by_name(tmp_path, onnx_file):
         with pytest.raises(UserError, match=rf"{name}: not a model that can be run: damaged"):
             OnnxBackend(tmp_path / name)
     foreign = onnx.load(onnx_file)
-    del foreign.metadata_props[:]
-    onnx.save_model(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(UserError, match=r"foreign\.onnx: an ONNX file, but not one that MiniGPT exported"):
-        OnnxBackend(tmp_path / "foreign.onnx")
+    for metadata in ({}, {"minigpt": "{"}, {"minigpt": "[]"}, {"minigpt": '{"tokenizer": {}, "config": {}}'}):
+        onnx.helper.set_model_props(foreign, metadata)
+        onnx.save_model(foreign, tmp_path / "foreign.onnx")
+        with pytest.raises(UserError, match=r"foreign\.onnx: an ONNX file, but not one that this version of MiniGPT"):
+            OnnxBackend(tmp_path / "foreign.onnx")

@@ -227,7 +227,7 @@ def states(project: Project) -> list[Path]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_training_goes_on_to_the_same_bytes(project, number):
+def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 600")
     project.edit("params.yaml", "eval_interval: 15", "eval_interval: 200")
     project.run("dvc", "repro", "train")
@@ -247,21 +247,51 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number):
     out = project.run(sys.executable, "-m", "pipeline.train")
     assert re.search(r"going on at step \d+ of an interrupted training", out)
     assert (project.root / "models/minigpt.safetensors").read_bytes() == expected
-    assert not list((project.root / ".minigpt/checkpoints").iterdir())
+    assert not states(project)
     client, _ = store(project)
     _, second = runs(project)  # the interrupted run went on, no third one was made
     assert second.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(second.info.run_id, "train/loss")]
-    assert steps == sorted(set(steps))
-    assert len(steps) >= 110
+    assert steps == list(range(5, 601, 5))  # no hole, none twice
+    samples = client.download_artifacts(second.info.run_id, "samples.json", str(tmp_path))
+    assert [row[0] for row in json.loads(Path(samples).read_text())["data"]] == [200, 400, 600]
 
 
 def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
     (project.root / "mlruns").mkdir()
     (project.root / "mlruns/mlflow.db").write_bytes(b"this is no database" * 100)
     out = project.run("dvc", "repro", "--force", "--single-item", "train")
-    assert out.count("tracking failed") == 1
+    assert out.count("tracking failed") == out.count("not all was tracked") == 1
+    assert "Traceback" not in out
     assert hashes(project, "train") == hashes(reproduced, "train")
+    out = project.run(sys.executable, "-m", "pipeline.tracking", code=1)
+    assert "the tracking store does not answer" in out
+    assert "Traceback" not in out
+
+
+def test_a_locked_store_costs_a_warning_and_the_run_is_sent_later(project, reproduced):
+    project.run(sys.executable, "-c", "from pipeline import tracking; tracking.mlflow()")
+    with sqlite3.connect(project.root / "mlruns/mlflow.db", isolation_level=None) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        out = project.run("dvc", "repro", "--force", "--single-item", "train")
+        connection.execute("ROLLBACK")
+    connection.close()
+    assert out.count("tracking failed") == 1
+    assert "Traceback" not in out
+    assert hashes(project, "train") == hashes(reproduced, "train")
+    assert not runs(project)
+    project.run(sys.executable, "-m", "pipeline.tracking")
+    (run,) = runs(project)
+    client, _ = store(project)
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")] == [
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+    ]
+    assert run.data.params["data.path"] == "data/raw/tales.txt"
 
 
 def test_three_processes_open_a_new_store_at_once(project):

@@ -35,14 +35,14 @@ class OnnxBackend:
     def __init__(self, path: Path, threads: int = 0):
         """`threads`: for ONNX Runtime; 0 lets it choose."""
         self.session = _open(path, threads)
-        text = self.session.get_modelmeta().custom_metadata_map.get("minigpt")
-        if text is None:
-            raise UserError(f"{path}: an ONNX file, but not one that MiniGPT exported")
-        self.metadata: dict[str, Any] = json.loads(text)
-        self.tokenizer = CharTokenizer.from_dict(self.metadata["tokenizer"])
-        self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
         self._inputs = [node.name for node in self.session.get_inputs()]
-        _, H, _, D = self.session.get_inputs()[1].shape
+        try:
+            self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["minigpt"])
+            self.tokenizer = CharTokenizer.from_dict(self.metadata["tokenizer"])
+            self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
+            _, H, _, D = self.session.get_inputs()[1].shape
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+            raise UserError(f"{path}: an ONNX file, but not one that this version of MiniGPT exported") from None
         self._empty_shape = (H, 0, D)
 
     def logits(self, ids: np.ndarray, past: list[Any] | None) -> tuple[np.ndarray, list[Any]]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from minigpt.checkpoint import load_model
+from minigpt.errors import UserError
 from minigpt.model import LayerCache, MiniGPT
 from minigpt.tokenizer import CharTokenizer
 
@@ -23,7 +24,10 @@ class TorchBackend:
     def load(cls, path: Path) -> "TorchBackend":
         """Raises UserError where `path` is no checkpoint."""
         model, metadata = load_model(path)
-        return cls(model, CharTokenizer.from_dict(metadata["tokenizer"]))
+        try:
+            return cls(model, CharTokenizer.from_dict(metadata["tokenizer"]))
+        except (KeyError, ValueError, AttributeError):
+            raise UserError(f"{path}: not a model of this version of MiniGPT") from None
 
     @torch.inference_mode()
     def logits(self, ids: np.ndarray, past: list[LayerCache] | None) -> tuple[np.ndarray, Any]:
