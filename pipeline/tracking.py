@@ -46,7 +46,7 @@ class Run:
 
     def __init__(self, tokens: int = 0) -> None:
         self.id = ""  # none yet
-        self.told_all = True
+        self._warned = False
         self._untold: list[Callable[[], Any]] = []
         self._silent_until = 0.0
         self._rows: list[tuple[float, Row]] = []
@@ -69,10 +69,14 @@ class Run:
                 del self._untold[0]
         except Exception as error:  # whatever a tracker does wrong, the model is worth more
             self._silent_until = time.monotonic() + TRY_AGAIN_AFTER
-            if self.told_all:
+            if not self._warned:
                 reason = " ".join(str(error).split())[:200]
                 log.warning("tracking failed (%s); trying again from time to time", reason)
-            self.told_all = False
+            self._warned = True
+
+    @property
+    def told_all(self) -> bool:
+        return not self._untold
 
     def start(self, **kwargs: Any) -> None:
         """As `mlflow.start_run`; a run that was started already stays."""
@@ -82,12 +86,10 @@ class Run:
     def end(self, status: str) -> None:
         """Tell what is left, and close the run."""
         self._silent_until = 0.0
-        self.told_all = True
         self.tell(self._send)
         if self.id:
             self.tell(lambda: mlflow().end_run(status))
-        if self._untold:
-            self.told_all = False
+        if not self.told_all:
             log.warning("not all was tracked; later, `python -m pipeline.tracking` sends what is missing")
             if self.id:
                 with contextlib.suppress(Exception):
@@ -240,12 +242,13 @@ def _start_model_run(run: Run, model: Path) -> None:
     run.start(run_name="restored", tags={**_lineage(), "restored": "true"})
     made_with = {"model": metadata["config"], "train": metadata["train"]}
     mlflow().log_params(_flatten({**load_params().model_dump(), **made_with}, "."))
-    mlflow().log_metrics({name: value for name, value in _numbers(metadata["training"]).items() if "/" in name})
     if project.TRAINING.exists() and json.loads(project.TRAINING.read_text()) == metadata["training"]:
         for file in CURVES.values():
             run._rows += [(time.time(), row) for row in pd.read_csv(file).to_dict("records")]
         run._send()
         _log_curves()
+    else:  # the reports are of another model
+        mlflow().log_metrics({name: value for name, value in _numbers(metadata["training"]).items() if "/" in name})
     held_out = str(metadata["training"]["held_out"]).lower()
     mlflow().set_tags({"model_sha256": digest, "held_out": held_out})
 
