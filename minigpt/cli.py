@@ -9,14 +9,15 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from minigpt.errors import UserError
 
 if TYPE_CHECKING:
-    from minigpt.inference import Backend
+    from minigpt.backends.onnx import OnnxBackend
+    from minigpt.backends.torch import TorchBackend
 
 app = typer.Typer(
     name="minigpt-cli",
@@ -119,9 +120,9 @@ def generate(
 @app.command()
 def info(backend: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False) -> None:
     """Show what is inside a model file."""
-    metadata = _metadata(backend, model)
-    tokenizer = metadata.pop("tokenizer")
-    metadata["vocabulary"] = {"type": tokenizer["type"], "characters": "".join(tokenizer["characters"])}
+    engine = _load(backend, model)
+    metadata = {name: values for name, values in engine.metadata.items() if name != "tokenizer"}
+    metadata["vocabulary"] = engine.tokenizer.describe()
     if as_json:
         print(json.dumps(metadata))
         return
@@ -153,7 +154,7 @@ def fetch(
     print(f"{target}\ntrain on it: dvc exp run -S data.path={target}")
 
 
-def _load(backend: BackendName | None, model: Path | None) -> "Backend":
+def _load(backend: BackendName | None, model: Path | None) -> "OnnxBackend | TorchBackend":
     backend, model = _resolve(backend, model)
     if backend is BackendName.torch:
         from minigpt.backends.torch import TorchBackend
@@ -162,17 +163,6 @@ def _load(backend: BackendName | None, model: Path | None) -> "Backend":
     from minigpt.backends.onnx import OnnxBackend
 
     return OnnxBackend(model)
-
-
-def _metadata(backend: BackendName | None, model: Path | None) -> dict[str, Any]:
-    backend, model = _resolve(backend, model)
-    if backend is BackendName.torch:
-        from minigpt.checkpoint import load_model
-
-        return load_model(model)[1]
-    from minigpt.backends.onnx import OnnxBackend
-
-    return OnnxBackend(model).metadata
 
 
 def _resolve(backend: BackendName | None, model: Path | None) -> tuple[BackendName, Path]:

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from minigpt.errors import UserError
+from minigpt.text import Normalization
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -29,10 +30,14 @@ class DataConfig(Section):
     path: Annotated[str, Field(min_length=1)]
     documents: Literal["auto", "line", "blank_line", "file"]
     val_fraction: Literal["auto"] | Fraction
+    normalization: Normalization
 
 
 class TokenizerConfig(Section):
+    type: Literal["char", "bpe"]
+    vocab_size: Annotated[int, Field(ge=260, le=2**20)]  # 4 special tokens and 256 bytes are the least
     min_freq: PositiveInt
+    lowercase: bool
 
 
 class ModelConfig(Section):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.errors import UserError
-from minigpt.tokenizer import BOS, PAD, CharTokenizer
+from minigpt.tokenizer import BOS, PAD, Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]  # input_ids (B, T), targets (B, T), both int64
 
@@ -34,7 +34,7 @@ class SplitInfo:
 class TokenWriter:
     """Appends documents to one token file and counts them; use as a context manager."""
 
-    def __init__(self, path: Path, tokenizer: CharTokenizer):
+    def __init__(self, path: Path, tokenizer: Tokenizer):
         self.path, self.tokenizer = path, tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.documents = self.tokens = self.characters = self.bytes = 0
@@ -69,7 +69,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
 
 
-def write_meta(folder: Path, tokenizer: CharTokenizer, splits: dict[str, SplitInfo]) -> None:
+def write_meta(folder: Path, tokenizer: Tokenizer, splits: dict[str, SplitInfo]) -> None:
     meta = {
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "vocab_size": tokenizer.vocab_size,
@@ -86,7 +86,7 @@ class Tokens:
         UserError: a file is missing, or does not have the length or the vocabulary `meta.json` says.
     """
 
-    def __init__(self, folder: Path, tokenizer: CharTokenizer | None = None):
+    def __init__(self, folder: Path, tokenizer: Tokenizer | None = None):
         again = "run `dvc repro prepare`"
         try:
             meta = json.loads((folder / "meta.json").read_text())

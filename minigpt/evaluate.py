@@ -11,11 +11,11 @@ import torch
 from minigpt.dataset import Batch, SplitInfo
 from minigpt.loss import bits_per, cross_entropy, to_tensors
 from minigpt.model import MiniGPT
-from minigpt.tokenizer import PAD, SPECIAL_TOKENS, CharTokenizer
+from minigpt.tokenizer import PAD, Tokenizer
 
 CLASSES = [
     *["lowercase", "uppercase", "other letter", "digit", "space", "line break", "punctuation", "control"],
-    "special token",
+    *["part of a character", "special token"],
 ]
 
 
@@ -66,10 +66,9 @@ def _entropy(values: pd.Series | pd.DataFrame) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def accuracy_by_class(predictions: pd.DataFrame, tokenizer: CharTokenizer) -> pd.DataFrame:
-    """How often the next token is guessed right, by the kind of character that it is."""
-    kinds = ["special token"] * len(SPECIAL_TOKENS) + [character_class(c) for c in tokenizer.characters]
-    codes = np.array([CLASSES.index(kind) for kind in kinds])  # of each id
+def accuracy_by_class(predictions: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
+    """How often the next token is guessed right, by the kind of character that it is or begins with."""
+    codes = np.array([CLASSES.index(piece_class(piece)) for piece in tokenizer.pieces])  # of each id
     table = pd.DataFrame(
         {
             "class": pd.Categorical.from_codes(codes[predictions["target"]], CLASSES),
@@ -79,6 +78,13 @@ def accuracy_by_class(predictions: pd.DataFrame, tokenizer: CharTokenizer) -> pd
     )
     groups = table.groupby("class", observed=True)
     return groups.agg(count=("right", "size"), accuracy=("right", "mean"), loss=("loss", "mean")).round(4).reset_index()
+
+
+def piece_class(piece: str) -> str:
+    """One of CLASSES, by the first character of a token that is not a space; see `Tokenizer.pieces`."""
+    if not piece:
+        return "special token"
+    return character_class((piece.lstrip(" ") or " ")[0])
 
 
 def character_class(character: str) -> str:
@@ -93,6 +99,9 @@ def character_class(character: str) -> str:
         return "lowercase"
     if character.isupper():
         return "uppercase"
-    # the first letter of the Unicode category: L letter, M mark (accents, vowel signs), C control
+    category = unicodedata.category(character)
+    if category == "Cs":  # a lone surrogate
+        return "part of a character"
+    # the first letter: L letter, M mark (accents, vowel signs), C control
     kinds = {"L": "other letter", "M": "other letter", "C": "control"}
-    return kinds.get(unicodedata.category(character)[0], "punctuation")
+    return kinds.get(category[0], "punctuation")

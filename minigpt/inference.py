@@ -7,13 +7,13 @@ import numpy as np
 
 from minigpt.errors import UserError
 from minigpt.sampling import Sampling, next_token
-from minigpt.tokenizer import EOS, CharTokenizer
+from minigpt.tokenizer import EOS, Tokenizer
 
 
 class Backend(Protocol):
     """What generation needs of a model; `backends/torch.py` and `backends/onnx.py` have it."""
 
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     max_seq_len: int
 
     def logits(self, ids: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
@@ -68,10 +68,9 @@ def _continue(backend: Backend, prompt: str, max_new_tokens: int, sampling: Samp
 def generate(
     backend: Backend, prompt: str, max_new_tokens: int = 200, sampling: Sampling | None = None, sample: int = 0
 ) -> Iterator[str]:
-    """The text that continues `prompt`, piece by piece; see `generate_ids`.
+    """The text that continues `prompt`, piece by piece, each of whole characters; see `generate_ids`.
 
     >>> backend = OnnxBackend(Path("models/minigpt.onnx"))  # doctest: +SKIP
     >>> "".join(generate(backend, "The quick brown", sampling=Sampling(temperature=0)))  # doctest: +SKIP
     """
-    ids = generate_ids(backend, prompt, max_new_tokens, sampling, sample)
-    return (backend.tokenizer.decode([token]) for token in ids)
+    return backend.tokenizer.stream(generate_ids(backend, prompt, max_new_tokens, sampling, sample))

@@ -1,60 +1,72 @@
-"""Text ↔ ids, one id a character.
+"""Text ↔ ids: one id a character, or one a subword.
 
-Ids 0 to 3 are special tokens; the characters follow in sorted order. A special token is an id and
-never text: encoding a text that spells "<eos>" gives the ids of its five characters.
+Ids 0 to 3 are special tokens; the vocabulary follows. A special token is an id and never text:
+encoding a text that spells "<eos>" gives the ids of what it is spelt with.
 """
 
+import codecs
 import hashlib
 import json
+import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
 from minigpt.errors import UserError
+from minigpt.text import FORMS, Normalization, normalize
+
+if TYPE_CHECKING:
+    import tokenizers
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<bos>", "<eos>")
 PAD, UNK, BOS, EOS = range(4)
 
 
-class CharTokenizer:
-    """A character-level tokenizer.
+class Tokenizer(ABC):
+    """What both tokenizers have in common.
 
-    >>> tokenizer = CharTokenizer("abc")
-    >>> tokenizer.encode("cab!")
-    [2, 6, 4, 5, 1, 3]
-    >>> tokenizer.decode([2, 6, 4, 5, 1, 3])
-    'cab'
+    Attributes:
+        kind: "char" or "bpe".
+        normalization, lowercase: what `encode` does to a text first; see `minigpt.text.normalize`.
+        pieces: the text that each id stands for, "" for special tokens. Bytes that are only part of
+            a character are lone surrogates in it (PEP 383).
     """
 
-    def __init__(self, characters: Iterable[str] = ()):
-        """`characters`: the characters of the vocabulary, in any order."""
-        self._set_vocabulary(characters)
-
-    def _set_vocabulary(self, characters: Iterable[str]) -> None:
-        self.characters = sorted(set(characters))
-        if any(len(character) != 1 for character in self.characters):
-            raise ValueError("each entry of a character vocabulary is one character")
-        # code point → id, as a table, so that NumPy encodes a whole text at once
-        points = [ord(character) for character in self.characters]
-        self._ids = np.full(max(points, default=0) + 2, UNK, dtype=np.int64)
-        self._ids[points] = np.arange(len(points)) + len(SPECIAL_TOKENS)
-
-    def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
-        """Take the vocabulary from `texts`: every character that occurs `min_freq` times or more.
-
-        Returns how often each character occurs, the rarer ones (which become `<unk>`) included.
-        """
-        counts: Counter[str] = Counter()
-        for text in texts:
-            counts.update(text)
-        self._set_vocabulary(character for character, count in counts.items() if count >= min_freq)
-        return counts
+    kind: str
+    normalization: Normalization
+    lowercase: bool
+    pieces: list[str]
 
     @property
     def vocab_size(self) -> int:
-        return len(SPECIAL_TOKENS) + len(self.characters)
+        return len(self.pieces)
+
+    @abstractmethod
+    def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
+        """Take the vocabulary from `texts`; returns how often each (normalised) character occurs in them."""
+
+    @abstractmethod
+    def _ids(self, text: str) -> np.ndarray: ...
+
+    @abstractmethod
+    def unknown(self, text: str) -> list[str]:
+        """The distinct characters of `text` that become `<unk>`, sorted."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """What `save` writes, and `from_dict` reads."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raises ValueError where `values` is not what `to_dict` gives."""
+
+    def normalize(self, text: str) -> str:
+        return normalize(text, self.normalization, self.lowercase)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text → ids, between `<bos>` and `<eos>` unless `add_special_tokens` is false."""
@@ -62,9 +74,7 @@ class CharTokenizer:
 
     def encode_array(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
         """As `encode`, as an int64 array (T,)."""
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        # the table's last entry is <unk>: every code point beyond the table lands there
-        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        ids = self._ids(text)
         return np.concatenate(([BOS], ids, [EOS])) if add_special_tokens else ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -73,51 +83,274 @@ class CharTokenizer:
         Raises:
             ValueError: an id is outside the vocabulary.
         """
-        first = len(SPECIAL_TOKENS)
-        text = []
+        return "".join(self.stream(ids))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """As `decode`, piece by piece, while the ids come in."""
         for token in ids:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"id {token} is outside the vocabulary of {self.vocab_size}")
-            if token >= first:
-                text.append(self.characters[token - first])
-        return "".join(text)
-
-    def unknown(self, text: str) -> list[str]:
-        """The distinct characters of `text` that become `<unk>`, sorted."""
-        return sorted(set(text) - set(self.characters))
-
-    def to_dict(self) -> dict:
-        return {"type": "char", "special_tokens": list(SPECIAL_TOKENS), "characters": self.characters}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "CharTokenizer":
-        """Raises ValueError where `values` is not what `to_dict` writes."""
-        characters = values.get("characters")
-        if values.get("type") != "char" or values.get("special_tokens") != list(SPECIAL_TOKENS):
-            raise ValueError("not a character vocabulary with the special tokens <pad>, <unk>, <bos>, <eos>")
-        if not isinstance(characters, list) or not all(isinstance(entry, str) for entry in characters):
-            raise ValueError("'characters' is not a list of characters")
-        tokenizer = cls(characters)
-        if tokenizer.characters != characters:
-            raise ValueError("'characters' is not sorted, or holds one twice")
-        return tokenizer
+            if self.pieces[token]:
+                yield self.pieces[token]
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "CharTokenizer":
+    def load(cls, path: Path) -> Self:
         """Raises UserError where `path` is missing or damaged."""
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UserError(f"{path}: not found; run `dvc repro build_vocab`") from None
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}: not a vocabulary: {error}; run `dvc repro build_vocab`") from None
+        return _load(path, cls.from_dict)
 
     def sha256(self) -> str:
         """A fingerprint of the vocabulary: equal for equal vocabularies only."""
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What a person wants to know of it."""
+        return {
+            "type": self.kind,
+            "size": self.vocab_size,
+            "normalization": self.normalization,
+            "lowercase": self.lowercase,
+        }
+
+
+class CharTokenizer(Tokenizer):
+    """One id a character, the characters in sorted order.
+
+    >>> tokenizer = CharTokenizer("abc")
+    >>> tokenizer.encode("cab!")
+    [2, 6, 4, 5, 1, 3]
+    >>> tokenizer.decode([2, 6, 4, 5, 1, 3])
+    'cab'
+    """
+
+    kind = "char"
+
+    def __init__(self, characters: Iterable[str] = (), normalization: Normalization = "none", lowercase: bool = False):
+        """`characters`: the characters of the vocabulary, in any order."""
+        self.normalization, self.lowercase = normalization, lowercase
+        self._set_vocabulary(characters)
+
+    def _set_vocabulary(self, characters: Iterable[str]) -> None:
+        self.characters = sorted(set(characters))
+        if any(len(character) != 1 for character in self.characters):
+            raise ValueError("each entry of a character vocabulary is one character")
+        self.pieces = [""] * len(SPECIAL_TOKENS) + self.characters
+        # code point → id, as a table, so that NumPy encodes a whole text at once
+        points = [ord(character) for character in self.characters]
+        self._table = np.full(max(points, default=0) + 2, UNK, dtype=np.int64)
+        self._table[points] = np.arange(len(points)) + len(SPECIAL_TOKENS)
+
+    def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
+        """Take the vocabulary from `texts`: every character that occurs `min_freq` times or more.
+
+        Returns how often each character occurs, the rarer ones (which become `<unk>`) included.
+        """
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(self.normalize(text))
+        self._set_vocabulary(character for character, count in counts.items() if count >= min_freq)
+        return counts
+
+    def _ids(self, text: str) -> np.ndarray:
+        points = np.frombuffer(self.normalize(text).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        # the table's last entry is <unk>: every code point beyond the table lands there
+        return self._table[np.minimum(points, len(self._table) - 1)]
+
+    def unknown(self, text: str) -> list[str]:
+        return sorted(set(self.normalize(text)) - set(self.characters))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "characters": "".join(self.characters)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "type": self.kind,
+            "normalization": self.normalization,
+            "lowercase": self.lowercase,
+            "special_tokens": list(SPECIAL_TOKENS),
+            "characters": self.characters,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        characters = values.get("characters")
+        if values.get("type") != "char" or values.get("special_tokens") != list(SPECIAL_TOKENS):
+            raise ValueError("not a character vocabulary with the special tokens <pad>, <unk>, <bos>, <eos>")
+        if not isinstance(characters, list) or not all(isinstance(entry, str) for entry in characters):
+            raise ValueError("'characters' is not a list of characters")
+        normalization = next((form for form in FORMS if form == values.get("normalization")), None)
+        lowercase = values.get("lowercase")
+        if normalization is None or not isinstance(lowercase, bool):
+            raise ValueError("'normalization' or 'lowercase' is missing or unknown")
+        tokenizer = cls(characters, normalization, lowercase)
+        if tokenizer.characters != characters:
+            raise ValueError("'characters' is not sorted, or holds one twice")
+        return tokenizer
+
+
+# half of a UTF-16 pair, from a JSON escape or a byte of the command line that is no UTF-8; has no bytes
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """How GPT-2 and the library write the 256 bytes in tokens: visible ones as they are, others from U+0100 on."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+
+
+class BPETokenizer(Tokenizer):
+    """One id a subword: byte pair encoding (Sennrich et al., arXiv:1508.07909) over bytes, as in GPT-2.
+
+    A text is cut into words, numbers and punctuation, each with the space before it, and these into
+    the 256 bytes. Training merges the commonest pair of neighbours into a new token, again and again.
+    Every text can be written in bytes, so nothing becomes `<unk>` (but a lone surrogate, which is no
+    character). The library `tokenizers` trains and encodes; `to_dict` is its own format, complete.
+
+    >>> tokenizer = BPETokenizer(vocab_size=262)
+    >>> _ = tokenizer.build_vocab(["low lower lowest"])
+    >>> [tokenizer.pieces[token] for token in tokenizer.encode("slow", add_special_tokens=False)]
+    ['s', 'low']
+    """
+
+    kind = "bpe"
+
+    def __init__(self, vocab_size: int = 1024, normalization: Normalization = "none", lowercase: bool = False):
+        """`vocab_size`: the most tokens that `build_vocab` makes, ≥ 260: 4 special ones and 256 bytes."""
+        self.normalization, self.lowercase, self._max_size = normalization, lowercase, vocab_size
+        self.build_vocab(())
+
+    def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
+        """Take the vocabulary from `texts`: pairs that occur `min_freq` times or more are merged, the commonest first.
+
+        Equal texts give an equal vocabulary. Returns how often each character occurs.
+        """
+        from tokenizers.pre_tokenizers import ByteLevel
+        from tokenizers.trainers import BpeTrainer
+
+        trainer = BpeTrainer(
+            vocab_size=self._max_size,
+            min_frequency=min_freq,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        counts: Counter[str] = Counter()
+
+        def parts() -> Iterator[str]:
+            for text in texts:
+                counts.update(self.normalize(text))
+                yield from LONE_SURROGATE.split(text)
+
+        library = _byte_level_library(self.normalization, self.lowercase)
+        library.train_from_iterator(parts(), trainer)
+        # kept in the vocabulary, but no longer looked for in texts
+        self._set_vocabulary({**json.loads(library.to_str()), "added_tokens": []})
+        return counts
+
+    def _set_vocabulary(self, values: dict[str, Any]) -> None:
+        import tokenizers
+
+        self._values = values
+        self._library = tokenizers.Tokenizer.from_str(json.dumps(values))
+        tokens = list(values["model"]["vocab"])[len(SPECIAL_TOKENS) :]
+        written = [bytes(BYTE_OF[character] for character in token) for token in tokens]
+        self.pieces = [""] * len(SPECIAL_TOKENS) + [piece.decode("utf-8", "surrogateescape") for piece in written]
+
+    def _ids(self, text: str) -> np.ndarray:
+        first, *others = LONE_SURROGATE.split(text)
+        ids = self._part_ids(first)
+        for part in others:
+            ids += [UNK, *self._part_ids(part)]
+        return np.array(ids, dtype=np.int64)
+
+    def _part_ids(self, text: str) -> list[int]:
+        # a batch of one, because only this way the library leaves out the offsets, which take most of the time
+        return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """As `decode`, piece by piece: bytes wait until their character is whole; one that never is becomes U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in super().stream(ids):
+            if text := decoder.decode(piece.encode("utf-8", "surrogateescape")):
+                yield text
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def unknown(self, text: str) -> list[str]:
+        return sorted(set(LONE_SURROGATE.findall(text)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        try:
+            steps = [step["type"] for step in values["normalizer"]["normalizers"]]
+            form: Normalization = next((form for form in FORMS if form in steps), "none")
+            vocab = values["model"]["vocab"]
+            whole = list(vocab.values()) == list(range(len(vocab))) and BYTE_OF.keys() <= vocab.keys()
+            valid = whole and tuple(vocab)[: len(SPECIAL_TOKENS)] == SPECIAL_TOKENS
+            tokenizer = cls(len(vocab), form, "Lowercase" in steps)
+            frame = tokenizer._frame()
+            tokenizer._set_vocabulary(values)
+        except ImportError:
+            raise
+        except Exception:  # the library's own have no narrower class
+            valid = False
+        if not valid or tokenizer._frame() != frame:
+            raise ValueError("not a byte-level BPE vocabulary with the special tokens <pad>, <unk>, <bos>, <eos>")
+        return tokenizer
+
+    def _frame(self) -> dict[str, Any]:
+        """All that the library has been told, but the vocabulary and its merges."""
+        values = json.loads(self._library.to_str())
+        return {**values, "model": {**values["model"], "vocab": None, "merges": None}}
+
+
+def _byte_level_library(normalization: Normalization, lowercase: bool) -> "tokenizers.Tokenizer":
+    """The library's tokenizer without a vocabulary; it does to a text what `minigpt.text.normalize` does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    form = [] if normalization == "none" else [getattr(normalizers, normalization)()]
+    library = Tokenizer(models.BPE())
+    library.normalizer = normalizers.Sequence([*form, normalizers.Lowercase(), *form] if lowercase else form)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    # for others who read the file: <bos> text <eos>
+    library.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    return library
+
+
+def tokenizer_from_dict(values: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that gave `values` by `to_dict`; raises ValueError where none did."""
+    if not isinstance(values, dict):
+        raise ValueError("no tokenizer")
+    return BPETokenizer.from_dict(values) if "model" in values else CharTokenizer.from_dict(values)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that was saved to `path`; raises UserError where it is missing or damaged."""
+    return _load(path, tokenizer_from_dict)
+
+
+T = TypeVar("T", bound=Tokenizer)
+
+
+def _load(path: Path, from_dict: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro build_vocab`") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a vocabulary: {error}; run `dvc repro build_vocab`") from None
 
 
 def printable(characters: Sequence[str]) -> str:

@@ -4,10 +4,10 @@ import logging
 
 import pandas as pd
 
-from minigpt.config import load_params
+from minigpt.config import Params, load_params
 from minigpt.corpus import Corpus
 from minigpt.errors import UserError
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from pipeline import project, run_stage
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ CHARACTERS = project.REPORTS / "characters.csv"
 def main() -> None:
     params = load_params()
     corpus = Corpus(params.data.path, params.data.documents, params.data.val_fraction)
-    tokenizer = CharTokenizer()
+    tokenizer = _tokenizer(params)
     # of the training split only: a character that only validation has is honestly <unk>
     training_texts = (document for document, split in corpus if split == "train")
     counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
@@ -31,11 +31,18 @@ def main() -> None:
     tokenizer.save(project.VOCAB)
     table = pd.DataFrame({"character": list(counts), "count": list(counts.values())})
     table["share"] = (table["count"] / table["count"].sum()).round(6)
-    table["in_vocabulary"] = table["character"].isin(tokenizer.characters)
+    table["in_vocabulary"] = [not tokenizer.unknown(character) for character in counts]
     table["character"] = table["character"].map(repr)  # a space or a line break would not be seen
     project.REPORTS.mkdir(exist_ok=True)
     table.sort_values(["count", "character"], ascending=[False, True]).to_csv(CHARACTERS, index=False)
     log.info("vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total())
+
+
+def _tokenizer(params: Params) -> Tokenizer:
+    normalization, lowercase = params.data.normalization, params.tokenizer.lowercase
+    if params.tokenizer.type == "bpe":
+        return BPETokenizer(params.tokenizer.vocab_size, normalization, lowercase)
+    return CharTokenizer(normalization=normalization, lowercase=lowercase)
 
 
 if __name__ == "__main__":

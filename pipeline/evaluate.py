@@ -10,7 +10,7 @@ from minigpt.dataset import Batches, Tokens
 from minigpt.evaluate import accuracy_by_class, baselines, predict, summarize
 from minigpt.inference import generate
 from minigpt.sampling import Sampling
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import tokenizer_from_dict
 from pipeline import project, run_stage, tracking
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ SAMPLES = project.REPORTS / "samples.md"
 def main() -> None:
     config = load_params().evaluate
     model, metadata = load_model(project.MODEL)
-    tokenizer = CharTokenizer.from_dict(metadata["tokenizer"])
+    tokenizer = tokenizer_from_dict(metadata["tokenizer"])
     tokens = Tokens(project.TOKENS, tokenizer)
     with tracking.model_run(project.MODEL) as run:
         split = tokens.val_split

@@ -11,7 +11,7 @@ from minigpt.checkpoint import load_model
 from minigpt.config import load_params
 from minigpt.export import check_parity, max_logit_difference, to_onnx
 from minigpt.files import atomic_write
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import tokenizer_from_dict
 from pipeline import project, run_stage, tracking
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def main() -> None:
     model, metadata = load_model(project.MODEL)
     with tracking.model_run(project.MODEL) as run:
         data = to_onnx(model, metadata)
-        difference = _difference(data, TorchBackend(model, CharTokenizer.from_dict(metadata["tokenizer"])))
+        difference = _difference(data, TorchBackend(model, tokenizer_from_dict(metadata["tokenizer"])))
         check_parity(difference, config.tolerance)
         atomic_write(project.ONNX_MODEL, data)
         project.REPORTS.mkdir(exist_ok=True)

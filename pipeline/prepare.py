@@ -9,7 +9,7 @@ import pandas as pd
 from minigpt.config import load_params
 from minigpt.corpus import Corpus, Split
 from minigpt.dataset import TokenWriter, write_meta
-from minigpt.tokenizer import UNK, CharTokenizer
+from minigpt.tokenizer import UNK, load_tokenizer
 from pipeline import project, run_stage
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     params = load_params()
-    tokenizer = CharTokenizer.load(project.VOCAB)
+    tokenizer = load_tokenizer(project.VOCAB)
     project.TOKENS.mkdir(parents=True, exist_ok=True)
     rows = []
     with ExitStack() as stack:

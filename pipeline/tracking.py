@@ -28,7 +28,7 @@ from minigpt.config import Params, load_params
 from minigpt.dataset import Tokens
 from minigpt.errors import UserError
 from minigpt.model import MiniGPT
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import Tokenizer
 from minigpt.train import Progress, Row
 from pipeline import project, run_stage
 from pipeline.model_card import model_card
@@ -130,7 +130,7 @@ class Run:
             self._samples = {"step": [], "text": []}
         self._sent_at = time.monotonic()
 
-    def sample(self, model: MiniGPT, tokenizer: CharTokenizer, row: Row) -> None:
+    def sample(self, model: MiniGPT, tokenizer: Tokenizer, row: Row) -> None:
         """Take a text that the model writes at this step; the prompt and the seed are always the same."""
         from minigpt.backends.torch import TorchBackend
         from minigpt.inference import generate
@@ -363,8 +363,12 @@ def _log_onnx_model(path: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
+    from minigpt.backends.onnx import OnnxBackend
+
     text = Schema([ColSpec("string", "text")])
-    packages = ("numpy", "onnxruntime", "pandas")
+    packages = ["numpy", "onnxruntime", "pandas"]
+    if OnnxBackend(path).tokenizer.kind == "bpe":
+        packages.append("tokenizers")
     mlflow().pyfunc.log_model(
         name="model",
         python_model=str(Path(__file__).with_name("text_model.py")),

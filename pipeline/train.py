@@ -20,7 +20,7 @@ from minigpt.config import Params, load_params
 from minigpt.dataset import Batches, Tokens
 from minigpt.loss import bits_per
 from minigpt.model import MiniGPT
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import Tokenizer, load_tokenizer
 from minigpt.train import Interrupted, Progress, Row, Trainer
 from pipeline import project, run_stage, tracking
 from pipeline.progress import TrainingProgress
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     params = load_params()
-    tokenizer = CharTokenizer.load(project.VOCAB)
+    tokenizer = load_tokenizer(project.VOCAB)
     tokens = Tokens(project.TOKENS, tokenizer)
     folder = project.root() / ".minigpt" / "checkpoints" / _fingerprint(params, tokens)
     with _alone(folder):
@@ -58,7 +58,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _trainer(params: Params, tokenizer: CharTokenizer, tokens: Tokens, states: ResumeStore) -> Trainer:
+def _trainer(params: Params, tokenizer: Tokenizer, tokens: Tokens, states: ResumeStore) -> Trainer:
     torch.manual_seed(params.train.seed)
     torch.use_deterministic_algorithms(True)
     model = MiniGPT(tokenizer.vocab_size, **params.model.model_dump())
@@ -68,7 +68,7 @@ def _trainer(params: Params, tokenizer: CharTokenizer, tokens: Tokens, states: R
     return Trainer(model, train_batches, val_batches, params.train, states)
 
 
-def _train(trainer: Trainer, params: Params, tokenizer: CharTokenizer, tokens: Tokens, folder: Path) -> None:
+def _train(trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Tokens, folder: Path) -> None:
     """Train, and write model and reports; a signal on the way ends the process, its state saved."""
     signals = _catch_signals()
     characters = tokens.info[tokens.val_split].characters
@@ -139,7 +139,7 @@ def _write_reports(progress: Progress, held_out: bool) -> dict[str, Any]:
 
 
 def _metadata(
-    params: Params, tokenizer: CharTokenizer, tokens: Tokens, model: MiniGPT, training: dict[str, Any]
+    params: Params, tokenizer: Tokenizer, tokens: Tokens, model: MiniGPT, training: dict[str, Any]
 ) -> dict[str, Any]:
     """What the model file says of itself: only what the inputs determine, no time, speed or path."""
     return {

@@ -122,6 +122,7 @@ def test_info_shows_what_a_file_holds(cli, name):
     assert values["config"]["d_model"] == 64
     assert values["training"] == {"val/loss": 0.25}
     assert len(values["vocabulary"]["characters"]) == 36
+    assert (values["vocabulary"]["type"], values["vocabulary"]["size"]) == ("char", 40)
     assert "d_model: 64" in cli("info", "--model", name).stdout
 
 
@@ -131,13 +132,56 @@ def test_version_and_help(cli):
         assert "Usage:" in cli(*command, "--help").stdout
 
 
-def test_generating_with_onnx_loads_no_heavy_package(models):
+def loaded_by_generating(folder) -> set[str]:
+    """The packages that `generate --backend onnx` has loaded at its end."""
     code = (
         "import sys\nfrom minigpt.cli import app\n"
         "app(['generate', '--backend', 'onnx', '--prompt', 'The', '--max-new-tokens', '5'], standalone_mode=False)\n"
         "print('\\n'.join(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=models, capture_output=True, text=True, check=True)
-    loaded = {name.split(".")[0] for name in result.stdout.splitlines()}
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in result.stdout.splitlines()}
+
+
+def test_generating_with_onnx_loads_no_heavy_package(models):
+    loaded = loaded_by_generating(models)
     assert "onnxruntime" in loaded
+    assert not loaded & {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safetensors", "tokenizers"}
+
+
+@pytest.fixture(scope="module")
+def bpe_models(tmp_path_factory):
+    """An untrained BPE model, whose every token is a byte."""
+    import torch
+
+    from minigpt.checkpoint import save
+    from minigpt.export import to_onnx
+    from minigpt.model import MiniGPT
+    from minigpt.tokenizer import BPETokenizer
+
+    folder = tmp_path_factory.mktemp("bpe")
+    config = {"vocab_size": 260, "d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "max_seq_len": 32}
+    metadata = {"config": config, "tokenizer": BPETokenizer(normalization="NFC").to_dict()}
+    torch.manual_seed(0)
+    model = MiniGPT(**config).eval()
+    (folder / "models").mkdir()
+    (folder / "models/minigpt.onnx").write_bytes(to_onnx(model, metadata))
+    save(folder / "models/minigpt.safetensors", model.state_dict(), metadata)
+    return folder
+
+
+def test_a_bpe_model_generates_and_tells_of_itself(cli, bpe_models):
+    command = ["generate", "-p", "naïve 🦊", "--max-new-tokens", "30", "--top-k", "260", "--seed", "1"]
+    texts = {cli(*command, *more, cwd=bpe_models).stdout for more in ([], ["--no-stream"], ["--backend", "torch"])}
+    assert len(texts) == 1
+    assert texts.pop().startswith("naïve 🦊")
+    for name in ("onnx", "torch"):
+        values = json.loads(cli("info", "--backend", name, "--json", cwd=bpe_models).stdout)
+        assert values["vocabulary"] == {"type": "bpe", "size": 260, "normalization": "NFC", "lowercase": False}
+        assert "tokenizer" not in values
+
+
+def test_generating_with_a_bpe_model_loads_one_package_more(bpe_models):
+    loaded = loaded_by_generating(bpe_models)
+    assert "tokenizers" in loaded
     assert not loaded & {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safetensors"}

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.dataset import Batches, SplitInfo
-from minigpt.evaluate import accuracy_by_class, baselines, character_class, predict, summarize
+from minigpt.evaluate import accuracy_by_class, baselines, character_class, piece_class, predict, summarize
 from minigpt.loss import mean_loss
 from minigpt.model import MiniGPT
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -63,3 +63,17 @@ def test_accuracy_by_kind_of_character():
     assert [character_class(character) for character in "éÉ中\u0bbe\u200b…€\t"] == [
         *["lowercase", "uppercase", "other letter", "other letter", "control", "punctuation", "punctuation", "space"]
     ]
+
+
+def test_a_subword_is_of_the_kind_of_its_first_character_but_spaces():
+    found = {" the": "lowercase", "The": "uppercase", "  ": "space", " \n": "line break", ".\n": "punctuation"}
+    found |= {"": "special token", " \udcf0\udc9f": "part of a character", "a\udcc3": "lowercase", "1st": "digit"}
+    assert {piece: piece_class(piece) for piece in found} == found
+    tokenizer = BPETokenizer()
+    targets = tokenizer.encode("né")[1:]
+    table = accuracy_by_class(pd.DataFrame({"target": targets, "predicted": targets, "loss": 1.0}), tokenizer)
+    assert table.set_index("class")["count"].to_dict() == {
+        "lowercase": 1,
+        "part of a character": 2,
+        "special token": 1,
+    }

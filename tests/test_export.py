@@ -6,12 +6,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+from conftest import train_config
 
 from minigpt.backends.onnx import OnnxBackend
+from minigpt.backends.torch import TorchBackend
+from minigpt.dataset import Batches, Tokens, TokenWriter, write_meta
 from minigpt.errors import UserError
 from minigpt.export import check_parity, max_logit_difference, to_onnx
-from minigpt.inference import generate_ids, window_start
+from minigpt.inference import generate, generate_ids, window_start
+from minigpt.model import MiniGPT
 from minigpt.sampling import Sampling
+from minigpt.tokenizer import BPETokenizer
+from minigpt.train import Trainer
 
 METADATA = {"format": 1, "training": {"val/loss": 1.0}}
 
@@ -119,3 +126,37 @@ def test_other_files_are_refused_by_name(tmp_path, onnx_file):
         onnx.save_model(foreign, tmp_path / "foreign.onnx")
         with pytest.raises(UserError, match=r"foreign\.onnx: an ONNX file, but not one that this version of MiniGPT"):
             OnnxBackend(tmp_path / "foreign.onnx")
+
+
+def test_a_bpe_model_from_text_to_both_backends(tmp_path):
+    documents = ["naïve café 🦊, said the 🦊.", "The naïve 🦊 went to the café.", "Ein 🦊 im Café? Très naïve!"]
+    tokenizer = BPETokenizer(300, "NFC")
+    tokenizer.build_vocab(documents)
+    with TokenWriter(tmp_path / "train.bin", tokenizer) as train, TokenWriter(tmp_path / "val.bin", tokenizer) as val:
+        for document in documents:
+            train.add(document)
+    write_meta(tmp_path, tokenizer, {"train": train.info(), "val": val.info()})
+    tokens = Tokens(tmp_path, tokenizer)
+    assert tokens.ids["train"].dtype == np.uint16
+    assert tokenizer.decode(tokens.ids["train"].tolist()) == "".join(documents)
+
+    sizes = {"d_model": 32, "num_heads": 2, "num_layers": 1, "d_ff": 64, "max_seq_len": 64}
+    torch.manual_seed(0)
+    model = MiniGPT(tokenizer.vocab_size, **sizes)
+    batches = Batches(tokens.ids["train"], "padded", 3, 64)
+    config = train_config(layout="padded", batch_size=3, max_steps=80, learning_rate=1e-2, eval_interval=40)
+    Trainer(model, batches, batches, config).run()
+    ours = TorchBackend(model.eval(), tokenizer)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_onnx(model, {"config": sizes, "tokenizer": tokenizer.to_dict()}))
+    theirs = OnnxBackend(path)
+    assert theirs.tokenizer.sha256() == tokenizer.sha256()
+
+    greedy = Sampling(temperature=0)
+    for backend in (ours, theirs):
+        assert "".join(generate(backend, "nai\u0308ve café", 60, greedy)) == " 🦊, said the 🦊."
+    for seed in range(5):  # hot enough for bytes that are no character
+        sampling = Sampling(temperature=3.0, top_k=1000, seed=seed)
+        ids = list(generate_ids(theirs, "", 40, sampling))
+        pieces = list(generate(ours, "", 40, sampling))
+        assert "".join(pieces) == tokenizer.decode(ids)

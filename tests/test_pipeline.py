@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tokenizers
 from conftest import ROOT, Project
 
 from minigpt.backends.onnx import OnnxBackend
@@ -181,6 +182,23 @@ def test_a_corpus_that_holds_nothing_out_says_so(project):
     assert not json.loads((project.root / "reports/evaluation.json").read_text())["held_out"]
     vocab = json.loads((project.root / "data/vocab.json").read_text())
     assert len(vocab["characters"]) == 36
+
+
+def test_subwords_are_one_switch(project):
+    project.run("dvc", "exp", "run", "-S", "tokenizer.type=bpe", "-S", "tokenizer.vocab_size=300")
+    assert tokenizers.Tokenizer.from_file(str(project.root / "data/vocab.json")).get_vocab_size() == 300
+    assert json.loads((project.root / "data/tokens/meta.json").read_text())["dtype"] == "uint16"
+    assert pd.read_csv(project.root / "reports/characters.csv")["in_vocabulary"].all()
+    documents = pd.read_parquet(project.root / "data/documents.parquet")
+    assert documents["tokens"].sum() < documents["characters"].sum()
+    evaluation = json.loads((project.root / "reports/evaluation.json").read_text())
+    assert 0 < evaluation["bits_per_byte"] < 8
+    described = json.loads(project.run("minigpt-cli", "info", "--json"))["vocabulary"]
+    assert described == {"type": "bpe", "size": 300, "normalization": "NFC", "lowercase": False}
+    command = ["minigpt-cli", "generate", "--prompt", "The café 🦊 ", "--seed", "1", "--backend"]
+    assert project.run(*command, "onnx") == project.run(*command, "torch")
+    (requirements,) = project.root.glob("mlruns/artifacts/**/requirements.txt")
+    assert "tokenizers==" in requirements.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,38 @@
+import copy
 import json
+import subprocess
+import sys
+import unicodedata
 
 import pytest
+import tokenizers
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.errors import UserError
-from minigpt.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, CharTokenizer
+from minigpt.text import FORMS, normalize
+from minigpt.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIAL_TOKENS,
+    UNK,
+    BPETokenizer,
+    CharTokenizer,
+    load_tokenizer,
+    tokenizer_from_dict,
+)
 
 any_text = st.text(st.characters(codec=None))  # lone surrogates too
+TEXTS = ["naïve café 🦊, naïve café 🦊!", "<eos> <eos> <eos> the <pad> the <bos>", "12 112 1112\n\n  the end\r\n"]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    tokenizer = BPETokenizer(290)
+    tokenizer.build_vocab(TEXTS)
+    return tokenizer
 
 
 def test_golden_ids(tokenizer):
@@ -56,37 +81,224 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
     for wrong in (-1, 40):
         with pytest.raises(ValueError, match="outside the vocabulary of 40"):
             tokenizer.decode([wrong])
+    with pytest.raises(ValueError, match="outside the vocabulary of 260"):
+        BPETokenizer().decode([260])
 
 
-@given(st.text())
-def test_save_and_load(tmp_path_factory, characters):
+@given(any_text, st.sampled_from(FORMS), st.booleans())
+def test_save_and_load(tmp_path_factory, characters, form, lowercase):
     path = tmp_path_factory.mktemp("vocab") / "vocab.json"
-    tokenizer = CharTokenizer(characters)
+    tokenizer = CharTokenizer(characters, form, lowercase)
     tokenizer.save(path)
-    loaded = CharTokenizer.load(path)
-    assert loaded.characters == tokenizer.characters
+    loaded = load_tokenizer(path)
+    assert isinstance(loaded, CharTokenizer)
+    assert loaded.describe() == tokenizer.describe()
     assert loaded.sha256() == tokenizer.sha256()
 
 
 def test_the_fingerprint_tells_vocabularies_apart():
-    assert CharTokenizer("ab").sha256() != CharTokenizer("abc").sha256()
+    found = [CharTokenizer("ab"), CharTokenizer("abc"), CharTokenizer("ab", "NFC"), CharTokenizer("ab", lowercase=True)]
+    found += [BPETokenizer(), BPETokenizer(normalization="NFC"), BPETokenizer(lowercase=True)]
+    assert len({tokenizer.sha256() for tokenizer in found}) == len(found)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         "",
+        "null",
         "{",
+        '{"model": {}}',
         "[]",
         "{}",
         '{"type": "char", "special_tokens": [], "characters": []}',
         json.dumps({"type": "char", "special_tokens": SPECIAL_TOKENS, "characters": ["b", "a"]}),
         json.dumps({"type": "char", "special_tokens": SPECIAL_TOKENS, "characters": ["ab"]}),
         json.dumps({"type": "char", "special_tokens": SPECIAL_TOKENS, "characters": [1]}),
+        json.dumps({"type": "char", "special_tokens": SPECIAL_TOKENS, "characters": ["a"]}),
+        json.dumps({**CharTokenizer("a").to_dict(), "normalization": "NFX"}),
+        json.dumps({**CharTokenizer("a").to_dict(), "lowercase": 1}),
+        json.dumps({**BPETokenizer().to_dict(), "normalizer": None}),
+        json.dumps({**BPETokenizer().to_dict(), "pre_tokenizer": None}),
     ],
 )
 def test_a_damaged_vocabulary_is_refused_by_name(tmp_path, content):
     path = tmp_path / "vocab.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"vocab\.json: not a vocabulary"):
-        CharTokenizer.load(path)
+        load_tokenizer(path)
+
+
+@pytest.mark.parametrize("make", [CharTokenizer, BPETokenizer])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompt_is_normalised_as_the_training_text_was(make, form):
+    composed, decomposed = "Caf\u00e9 \ufb01n", "Cafe\u0301 \ufb01n"
+    tokenizer = make(normalization=form, lowercase=True)
+    counts = tokenizer.build_vocab([composed, decomposed])
+    assert set(counts) == set(normalize(composed + decomposed, form, lowercase=True))
+    for again in (tokenizer, tokenizer_from_dict(json.loads(json.dumps(tokenizer.to_dict())))):
+        assert again.normalization == form
+        assert again.lowercase
+        ids = again.encode(composed)
+        assert (ids == again.encode(decomposed)) == (form != "none")
+        assert ids == again.encode(composed.upper().replace("FI", "\ufb01"))
+        assert again.decode(ids) == normalize(composed, form, lowercase=True)
+        assert again.unknown(composed.upper().replace("FI", "\ufb01")) == []
+
+
+def test_normalising():
+    assert normalize("e\u0301\r\n", "NFC") == "\u00e9\r\n"
+    assert normalize("\ufb01", "NFKC") == "fi"
+    assert normalize("A\u030a\r", "none") == "A\u030a\r"
+    assert normalize("H\u0331", "NFC", lowercase=True) == "\u1e96"  # a small letter of its own, no such capital
+
+
+@given(any_text, st.sampled_from(FORMS))
+def test_normalised_text_stays_as_it_is(text, form):
+    once = normalize(text, form, lowercase=True)
+    assert form == "none" or unicodedata.is_normalized(form, once)
+    assert normalize(once, form) == once
+
+
+@given(st.text())
+def test_bpe_round_trip_of_any_text(bpe, text):
+    ids = bpe.encode(text)
+    assert (ids[0], ids[-1]) == (BOS, EOS)
+    assert min(ids[1:-1], default=4) >= 4
+    assert bpe.decode(ids) == text
+    assert bpe.unknown(text) == []
+
+
+def test_bpe_merges_what_is_frequent(bpe):
+    assert bpe.vocab_size == 290
+    assert [bpe.pieces[token] for token in bpe.encode("the 🦊 then", add_special_tokens=False)] == [
+        *["the", " 🦊", " the", "n"]
+    ]
+    assert len(bpe.encode("🦊 🦊")) < len(BPETokenizer().encode("🦊 🦊")) == 2 + 9
+    assert bpe.pieces[:4] == [""] * 4
+
+
+def test_bpe_min_freq_leaves_rare_pairs_apart():
+    tokenizer = BPETokenizer(300)
+    counts = tokenizer.build_vocab(["ab ab ab", "cd"], min_freq=2)
+    assert counts == {"a": 3, "b": 3, " ": 2, "c": 1, "d": 1}
+    assert "ab" in tokenizer.pieces
+    assert "cd" not in tokenizer.pieces
+
+
+def test_bpe_reads_a_lone_surrogate_as_unk(bpe):
+    assert bpe.encode("a\ud800b") == [BOS, *bpe.encode("a", False), UNK, *bpe.encode("b", False), EOS]
+    assert bpe.unknown("a\ud800b\ud800") == ["\ud800"]
+    assert BPETokenizer(270).build_vocab(["a\ud800b"]) == {"a": 1, "\ud800": 1, "b": 1}
+
+
+def test_bpe_text_that_spells_a_special_token_is_only_text(bpe):
+    """Although it was in the training text, and though the library has the names in its vocabulary."""
+    text = "<eos><pad> <unk> <bos>"
+    library = tokenizers.Tokenizer.from_str(json.dumps(bpe.to_dict()))
+    for tokenizer in (bpe, tokenizer_from_dict(bpe.to_dict())):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert min(ids) > EOS
+        assert tokenizer.decode(ids) == text
+        assert library.encode(text, add_special_tokens=False).ids == ids
+
+
+def test_bpe_is_saved_in_the_library_s_own_format_and_complete(tmp_path):
+    tokenizer = BPETokenizer(300, "NFC", lowercase=True)
+    tokenizer.build_vocab(TEXTS)
+    path = tmp_path / "vocab.json"
+    tokenizer.save(path)
+    library = tokenizers.Tokenizer.from_file(str(path))
+    assert library.get_vocab_size() == tokenizer.vocab_size
+    for text in (*TEXTS, "NAI\u0308VE Cafe\u0301 <eos>"):
+        assert library.encode(text).ids == tokenizer.encode(text)
+    loaded = load_tokenizer(path)
+    assert isinstance(loaded, BPETokenizer)
+    assert loaded.pieces == tokenizer.pieces
+    assert loaded.sha256() == tokenizer.sha256()
+    loaded.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+@given(st.lists(st.integers(0, 289)))
+def test_bpe_decodes_as_the_library_does(bpe, ids):
+    library = tokenizers.Tokenizer.from_str(json.dumps(bpe.to_dict()))
+    assert bpe.decode(ids) == library.decode([token for token in ids if token > EOS])
+
+
+@given(st.lists(st.integers(0, 289)))
+def test_streamed_pieces_are_whole_characters_and_add_up(bpe, ids):
+    pieces = list(bpe.stream(ids))
+    assert "".join(pieces) == bpe.decode(ids)
+    assert all(pieces)
+    data = b"".join(bpe.pieces[token].encode("utf-8", "surrogateescape") for token in ids)
+    assert "".join(pieces) == data.decode("utf-8", "replace")
+
+
+@given(st.text())
+def test_no_streamed_piece_is_part_of_a_character(text):
+    tokenizer = BPETokenizer()  # every byte a token
+    assert list(tokenizer.stream(tokenizer.encode(text))) == list(text)
+    data = tokenizer.encode("🦊")[1:-2]
+    assert list(tokenizer.stream(data)) == ["\ufffd"]
+
+
+def test_bpe_training_is_deterministic():
+    code = "from minigpt.tokenizer import BPETokenizer; from pathlib import Path; t = BPETokenizer(600, 'NFC');"
+    code += "t.build_vocab(Path('data/raw/tales.txt').read_text().split('\\n\\n')); print(t.vocab_size, t.sha256())"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "7")
+    }
+    assert len(found) == 1
+    assert found.pop().startswith("600 ")
+
+
+def test_a_changed_bpe_vocabulary_is_refused(bpe):
+    """What the library would read otherwise than MiniGPT wrote it: no other cutting, no chance, no special ids."""
+
+    def swap(values):
+        values["model"]["vocab"] |= {"<eos>": 2, "<bos>": 3}
+
+    def forget_a_byte(values):
+        values["model"]["vocab"] = {token: i for i, token in enumerate(t for t in values["model"]["vocab"] if t != "!")}
+
+    changes = [
+        lambda values: values["model"].update(dropout=0.5),
+        lambda values: values["model"].update(type="WordPiece"),
+        lambda values: values["model"]["merges"].append(["no", "such"]),
+        lambda values: values["model"]["vocab"].update(more=1000),
+        lambda values: values["model"]["vocab"].update({"日": 290}),
+        lambda values: values["pre_tokenizer"].update(add_prefix_space=True),
+        lambda values: values["normalizer"]["normalizers"].append({"type": "StripAccents"}),
+        lambda values: values.update(added_tokens=tokenizers_added_eos()),
+        swap,
+        forget_a_byte,
+    ]
+    for change in changes:
+        values = copy.deepcopy(bpe.to_dict())
+        change(values)
+        with pytest.raises(ValueError, match="not a byte-level BPE vocabulary"):
+            tokenizer_from_dict(values)
+
+
+def tokenizers_added_eos() -> list[dict]:
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    return [{"id": 3, "content": "<eos>", "special": True, **flags}]
+
+
+def test_the_library_is_loaded_only_for_bpe(bpe, tmp_path):
+    CharTokenizer("ab").save(tmp_path / "char.json")
+    bpe.save(tmp_path / "bpe.json")
+    code = "import sys; from pathlib import Path; from minigpt.tokenizer import load_tokenizer;"
+    code += "load_tokenizer(Path(sys.argv[1])).encode('ab'); print('tokenizers' in sys.modules)"
+    for name, expected in (("char", "False"), ("bpe", "True")):
+        command = [sys.executable, "-c", code, str(tmp_path / f"{name}.json")]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == expected

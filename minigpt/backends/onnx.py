@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 
 from minigpt.errors import UserError
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import tokenizer_from_dict
 
 
 class OnnxBackend:
@@ -38,7 +38,7 @@ class OnnxBackend:
         self._inputs = [node.name for node in self.session.get_inputs()]
         try:
             self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["minigpt"])
-            self.tokenizer = CharTokenizer.from_dict(self.metadata["tokenizer"])
+            self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             _, H, _, D = self.session.get_inputs()[1].shape
         except (KeyError, ValueError, TypeError, AttributeError, IndexError):

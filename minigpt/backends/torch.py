@@ -9,14 +9,15 @@ import torch
 from minigpt.checkpoint import load_model
 from minigpt.errors import UserError
 from minigpt.model import LayerCache, MiniGPT
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import Tokenizer, tokenizer_from_dict
 
 
 class TorchBackend:
     """A model and its tokenizer as `minigpt.inference` wants them."""
 
-    def __init__(self, model: MiniGPT, tokenizer: CharTokenizer):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: MiniGPT, tokenizer: Tokenizer, metadata: dict[str, Any] | None = None):
+        """`metadata`: of the checkpoint that the model comes from."""
+        self.model, self.tokenizer, self.metadata = model, tokenizer, metadata or {}
         self.max_seq_len = model.max_seq_len
         self.device = next(model.parameters()).device
 
@@ -25,7 +26,7 @@ class TorchBackend:
         """Raises UserError where `path` is no checkpoint."""
         model, metadata = load_model(path)
         try:
-            return cls(model, CharTokenizer.from_dict(metadata["tokenizer"]))
+            return cls(model, tokenizer_from_dict(metadata["tokenizer"]), metadata)
         except (KeyError, ValueError, AttributeError):
             raise UserError(f"{path}: not a model of this version of MiniGPT") from None
 

@@ -1,0 +1,18 @@
+"""What is done to every text, in training and in a prompt alike, before it becomes ids."""
+
+import unicodedata
+from typing import Literal, get_args
+
+Normalization = Literal["NFC", "NFD", "NFKC", "NFKD", "none"]
+FORMS: tuple[Normalization, ...] = get_args(Normalization)
+
+
+def normalize(text: str, form: Normalization, lowercase: bool = False) -> str:
+    """One way of writing each character (Unicode Standard Annex #15), in lower case if asked.
+
+    "é" can be one code point or two; NFC takes the one. "none" leaves everything as it is.
+    """
+    if lowercase:
+        # a small letter can have a code point where its capital needs two (ẖ), so the form comes once more
+        text = normalize(text, form).lower()
+    return text if form == "none" else unicodedata.normalize(form, text)
