@@ -11,15 +11,14 @@ from minigpt.tokenizer import CharTokenizer
 from pipeline import project, run_stage
 
 log = logging.getLogger(__name__)
-CHARACTERS = project.REPORTS / "characters.csv"
 
 
 def main() -> None:
     params = load_params()
-    corpus = Corpus(params.data.path, params.data.documents, params.data.val_fraction)
+    corpus = Corpus(params.data)
     tokenizer = CharTokenizer()
     # of the training split only: a character that only validation has is honestly <unk>
-    training_texts = (document for document, split in corpus if split == "train")
+    training_texts = (document.text for document in corpus if document.split == "train")
     counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
     if not counts:
         raise UserError(
@@ -34,7 +33,7 @@ def main() -> None:
     table["in_vocabulary"] = table["character"].isin(tokenizer.characters)
     table["character"] = table["character"].map(repr)  # a space or a line break would not be seen
     project.REPORTS.mkdir(exist_ok=True)
-    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(CHARACTERS, index=False)
+    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(project.CHARACTERS, index=False)
     log.info("vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total())
 
 
