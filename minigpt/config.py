@@ -28,9 +28,15 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     path: Annotated[str, Field(min_length=1)]
-    documents: Literal["auto", "line", "blank_line", "file"]
-    val_fraction: Literal["auto"] | Fraction
-    normalization: Normalization
+    pattern: Annotated[str, Field(min_length=1)] = "*"
+    format: Literal["auto", "text", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+    documents: Literal["auto", "line", "blank_line", "file", "separator", "none"] = "auto"
+    separator: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
+    deduplicate: bool = True
+    normalization: Normalization = "NFC"
+    invalid_utf8: Literal["error", "replace"] = "error"
+    val_fraction: Literal["auto"] | Fraction = "auto"
 
 
 class TokenizerConfig(Section):

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,61 +22,19 @@ Batch = tuple[np.ndarray, np.ndarray]  # input_ids (B, T), targets (B, T), both 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What a token file holds: `characters` and `bytes` (UTF-8) count the text of its documents."""
+    """What a token file holds: `characters` and `bytes` (UTF-8) count its text, `unknown` the <unk> in it."""
 
     documents: int
     tokens: int
     characters: int
     bytes: int
+    unknown: int
     sha256: str
-
-
-class TokenWriter:
-    """Appends documents to one token file and counts them; use as a context manager."""
-
-    def __init__(self, path: Path, tokenizer: Tokenizer):
-        self.path, self.tokenizer = path, tokenizer
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.documents = self.tokens = self.characters = self.bytes = 0
-        self._digest = hashlib.sha256()
-
-    def __enter__(self) -> "TokenWriter":
-        self._file = self.path.open("wb")
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-    def add(self, document: str) -> np.ndarray:
-        """Append `document`; returns its ids, <bos> and <eos> included."""
-        ids = self.tokenizer.encode_array(document)
-        data = ids.astype(self.dtype).tobytes()
-        self._file.write(data)
-        self._digest.update(data)
-        self.documents += 1
-        self.tokens += len(ids)
-        self.characters += len(document)
-        self.bytes += len(document.encode())
-        return ids
-
-    def info(self) -> SplitInfo:
-        counts = (self.documents, self.tokens, self.characters, self.bytes)
-        return SplitInfo(*counts, sha256=self._digest.hexdigest())
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest unsigned integer that holds every id, little-endian."""
     return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
-
-
-def write_meta(folder: Path, tokenizer: Tokenizer, splits: dict[str, SplitInfo]) -> None:
-    meta = {
-        "dtype": token_dtype(tokenizer.vocab_size).name,
-        "vocab_size": tokenizer.vocab_size,
-        "vocab_sha256": tokenizer.sha256(),
-        "splits": {name: asdict(info) for name, info in splits.items()},
-    }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 
 class Tokens:

@@ -1,10 +1,12 @@
 """The stages of dvc.yaml, one file each: read params.yaml, call minigpt, write outs."""
 
+import errno
 import importlib.util
 import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 if not all(map(importlib.util.find_spec, ("filelock", "pandas", "pydantic", "ruamel", "torch"))):
     sys.exit(
@@ -27,5 +29,9 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"{error.filename or Path.cwd()}: the disk is full; make room and try again")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

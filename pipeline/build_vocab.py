@@ -9,18 +9,19 @@ from minigpt.corpus import Corpus
 from minigpt.errors import UserError
 from minigpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from pipeline import project, run_stage
+from pipeline.reading_progress import ReadingProgress
 
 log = logging.getLogger(__name__)
-CHARACTERS = project.REPORTS / "characters.csv"
 
 
 def main() -> None:
     params = load_params()
-    corpus = Corpus(params.data.path, params.data.documents, params.data.val_fraction)
+    corpus = Corpus(params.data)
     tokenizer = _tokenizer(params)
-    # of the training split only: a character that only validation has is honestly <unk>
-    training_texts = (document for document, split in corpus if split == "train")
-    counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
+    with ReadingProgress("build_vocab", corpus) as documents:
+        # of the training split only: a character that only validation has is honestly <unk>
+        training_texts = (document.text for document in documents if document.split == "train")
+        counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
     if not counts:
         raise UserError(
             f"{params.data.path}: every document fell into the validation split; cut the text into more documents "
@@ -34,7 +35,7 @@ def main() -> None:
     table["in_vocabulary"] = [not tokenizer.unknown(character) for character in counts]
     table["character"] = table["character"].map(repr)  # a space or a line break would not be seen
     project.REPORTS.mkdir(exist_ok=True)
-    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(CHARACTERS, index=False)
+    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(project.CHARACTERS, index=False)
     log.info("vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total())
 
 

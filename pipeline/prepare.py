@@ -1,16 +1,25 @@
-"""Stage 2: the documents as token files, one a split, and a table of them."""
+"""Stage 2: the documents as token files, one a split, a table of them, and a report on the data."""
 
+import functools
 import logging
+import shutil
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import get_args
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 
 from minigpt.config import load_params
 from minigpt.corpus import Corpus, Split
-from minigpt.dataset import TokenWriter, write_meta
-from minigpt.tokenizer import UNK, load_tokenizer
+from minigpt.dataset import SplitInfo
+from minigpt.encoding import TABLE, TokenWriter, encode_documents, write_meta
+from minigpt.parallel import BATCH, batched_by_size, parallel_map
+from minigpt.tokenizer import Tokenizer, load_tokenizer
 from pipeline import project, run_stage
+from pipeline.data_report import DataReport
+from pipeline.reading_progress import ReadingProgress
 
 log = logging.getLogger(__name__)
 
@@ -18,22 +27,41 @@ log = logging.getLogger(__name__)
 def main() -> None:
     params = load_params()
     tokenizer = load_tokenizer(project.VOCAB)
-    project.TOKENS.mkdir(parents=True, exist_ok=True)
-    rows = []
+    corpus = Corpus(params.data)
+    report = DataReport()
+    project.TOKENS.parent.mkdir(parents=True, exist_ok=True)
+    # made in a folder beside, so that a full disk or a crash leaves the old files whole
+    with tempfile.TemporaryDirectory(dir=project.TOKENS.parent, prefix=".prepare.") as name:
+        folder = Path(name)
+        tokens = folder / "tokens"
+        tokens.mkdir()
+        splits = _encode(corpus, tokenizer, report, tokens, folder / "documents.parquet")
+        write_meta(tokens, tokenizer, splits)
+        shutil.rmtree(project.TOKENS, ignore_errors=True)
+        tokens.replace(project.TOKENS)
+        (folder / "documents.parquet").replace(project.DOCUMENTS)
+    report.write(splits, corpus.documents_dropped, tokenizer.vocab_size)
+    for split, info in splits.items():
+        log.info("%s: %d documents, %d tokens", split, info.documents, info.tokens)
+
+
+def _encode(
+    corpus: Corpus, tokenizer: Tokenizer, report: DataReport, folder: Path, table_file: Path
+) -> dict[str, SplitInfo]:
+    """Write the token files into `folder`, and the table of documents; returns what each split holds."""
     with ExitStack() as stack:
-        writers: dict[str, TokenWriter] = {
-            split: stack.enter_context(TokenWriter(project.TOKENS / f"{split}.bin", tokenizer))
-            for split in get_args(Split)
+        writers = {
+            split: stack.enter_context(TokenWriter(folder, split, tokenizer.vocab_size)) for split in get_args(Split)
         }
-        for document, split in Corpus(params.data.path, params.data.documents, params.data.val_fraction):
-            ids = writers[split].add(document)
-            unknown = int((ids == UNK).sum())
-            rows.append({"split": split, "characters": len(document), "tokens": len(ids), "unknown": unknown})
-    info = {split: writer.info() for split, writer in writers.items()}
-    write_meta(project.TOKENS, tokenizer, info)
-    pd.DataFrame(rows).rename_axis("document").to_parquet(project.DOCUMENTS)
-    for name, counts in info.items():
-        log.info("%s: %d documents, %d tokens", name, counts.documents, counts.tokens)
+        table = stack.enter_context(pyarrow.parquet.ParquetWriter(table_file, TABLE))
+        documents = stack.enter_context(ReadingProgress("prepare", corpus))
+        batches = batched_by_size(report.examples_of(documents), lambda document: len(document.text), BATCH)
+        for batch in parallel_map(functools.partial(encode_documents, tokenizer=tokenizer), batches):
+            for writer in writers.values():
+                writer.add(batch)
+            table.write_table(pa.Table.from_pandas(batch.table, TABLE, preserve_index=False))
+            report.add(batch)
+        return {split: writer.finish() for split, writer in writers.items()}
 
 
 if __name__ == "__main__":

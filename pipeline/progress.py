@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a live bar on a terminal, a line a validation elsewhere."""
+"""What long work shows while it runs: a live bar on a terminal, and little elsewhere."""
 
 import logging
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingProgress(Progress):
-    """Use as a context manager, and call with each new row of the history."""
+    """Use as a context manager, and call with each new row of the history; elsewhere, a line a validation."""
 
     def __init__(self, max_steps: int, step: int = 0):
         super().__init__(

@@ -12,6 +12,7 @@ DOCUMENTS = Path("data/documents.parquet")
 MODEL = Path("models/minigpt.safetensors")
 ONNX_MODEL = Path("models/minigpt.onnx")
 REPORTS = Path("reports")
+CHARACTERS = REPORTS / "characters.csv"
 TRAINING = REPORTS / "training.json"
 EVALUATION = REPORTS / "evaluation.json"
 EXPORT = REPORTS / "export.json"

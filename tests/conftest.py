@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minigpt.backends.torch import TorchBackend
-from minigpt.config import TrainConfig
+from minigpt.config import DataConfig, TrainConfig
 from minigpt.corpus import Corpus
 from minigpt.dataset import Batches
 from minigpt.model import MiniGPT
@@ -53,7 +53,7 @@ def train_config(**changes) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
-    return [document for document, _ in Corpus(str(SENTENCES))]
+    return [document.text for document in Corpus(DataConfig(path=str(SENTENCES)))]
 
 
 @pytest.fixture(scope="session")

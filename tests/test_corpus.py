@@ -1,19 +1,31 @@
+import gzip
+import json
 import re
 from collections import defaultdict
 
+import pandas as pd
 import pytest
+import zstandard
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.corpus import Corpus, split_of
+from minigpt.config import DataConfig
+from minigpt.corpus import Corpus, Hashes, split_of
 from minigpt.errors import UserError
 
 TALES = ROOT / "data/raw/tales.txt"
 
 
 def documents(path, **options) -> list[str]:
-    return [document for document, _ in Corpus(str(path), **options)]
+    return [document.text for document in Corpus(DataConfig(path=str(path), **options))]
+
+
+def splits(path, **options) -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for document in Corpus(DataConfig(path=str(path), **options)):
+        found[document.split].append(document.text)
+    return found
 
 
 def test_sentences_have_the_golden_vocabulary_and_hold_nothing_out(sentences):
@@ -24,7 +36,7 @@ def test_sentences_have_the_golden_vocabulary_and_hold_nothing_out(sentences):
     assert characters[9:] == ["T", *"abcdefghijklmnopqrstuvwxyz"]
     assert "The quick brown fox jumps over the lazy dog." in sentences
     assert "Python is a great programming language." in sentences
-    assert {split for _, split in Corpus(str(ROOT / "data/raw/sentences.txt"))} == {"train"}
+    assert set(splits(ROOT / "data/raw/sentences.txt")) == {"train"}
 
 
 def test_tales_are_many_long_enough_and_varied():
@@ -42,52 +54,177 @@ def test_tales_are_many_long_enough_and_varied():
     assert max(map(len, places.values())) <= 2
 
 
-def test_documents_by_line_blank_line_and_file(tmp_path):
+MESSY = b"\xef\xbb\xbfone\r\ntwo\r\n\r\n \nthree\rfour\n\n\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("line", ["one", "two", "three", "four"]),
+        ("blank_line", ["one\ntwo", "three\nfour"]),
+        ("auto", ["one\ntwo", "three\nfour"]),
+        ("file", ["one\ntwo\n\n \nthree\nfour"]),
+    ],
+)
+def test_documents_of_a_text(tmp_path, how, expected):
     file = tmp_path / "a.txt"
-    file.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\n \nthree\rfour\n\n\n")
-    assert documents(file, documents="line") == ["one", "two", "three", "four"]
-    assert documents(file) == documents(file, documents="blank_line") == ["one\ntwo", "three\nfour"]
-    assert documents(file, documents="file") == ["one\ntwo\n\n \nthree\nfour"]
+    file.write_bytes(MESSY)
+    assert documents(file, documents=how) == expected
 
 
-def test_a_folder_is_read_in_the_order_of_names(tmp_path):
-    for name, text in {"b.txt": "2", "a.md": "1", "sub/c.txt": "3", "d.png": "no"}.items():
+def test_documents_by_separator(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one<|endoftext|>two\nlines<|endoftext|><|endoftext|>\n\nthree\n")
+    assert documents(file, documents="separator") == ["one", "two\nlines", "three"]
+    file.write_text("a\n--\nb\n-\n--\nc")
+    assert documents(file, documents="separator", separator="\n--\n") == ["a", "b\n-", "c"]
+
+
+@given(st.text("ab\n", min_size=1).filter(str.strip), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
+def test_a_stream_is_cut_once_by_position(tmp_path_factory, text, fraction):
+    file = tmp_path_factory.mktemp("stream") / "a.txt"
+    file.write_text(text)
+    found = list(Corpus(DataConfig(path=str(file), documents="none", val_fraction=fraction)))
+    whole = "".join(document.text for document in found)
+    assert whole == text.removesuffix("\n") + "\n"
+    train = "".join(document.text for document in found if document.split == "train")
+    assert len(train) == round(len(whole) * (1 - fraction))
+    assert whole.startswith(train)
+    for split in ("train", "val"):
+        assert [document.begins for document in found if document.split == split][:1] in ([], [True])
+
+
+TEXTS = ["one", 'two,\nwith "quotes"\tand a tab', "NA", "naïve 🦊"]
+
+
+def tables(folder) -> dict:
+    frame = pd.DataFrame({"id": range(len(TEXTS)), "text": TEXTS})
+    frame.to_csv(folder / "a.csv", index=False)
+    frame.to_csv(folder / "a.tsv", index=False, sep="\t")
+    frame.to_json(folder / "a.jsonl", orient="records", lines=True)
+    frame.to_parquet(folder / "a.parquet")
+    return {file.suffix: file for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+def test_tables_plain_and_compressed(tmp_path, ending, compression):
+    file = tables(tmp_path)[ending]
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
+    packed = tmp_path / "sub" / (file.name + compression)
+    packed.parent.mkdir()
+    packed.write_bytes(compress(file.read_bytes()))
+    assert documents(packed) == TEXTS
+    assert documents(packed.parent) == TEXTS
+    with pytest.raises(UserError, match=r"no column 'body'; set data.text_column to one of: 'id', 'text'"):
+        documents(packed, text_column="body")
+
+
+def test_the_format_can_be_named(tmp_path):
+    file = tmp_path / "table.dat"
+    file.write_text("text\nhello\n")
+    assert documents(file, format="csv") == ["hello"]
+    assert documents(file, format="text") == ["text\nhello"]
+    with pytest.raises(UserError, match=r"table\.dat: its ending says nothing; set data\.format"):
+        documents(file)
+
+
+def test_a_folder_is_read_in_the_order_of_names_through_a_pattern(tmp_path):
+    files = {"b.txt": "2", "a.md": "1", "sub/c.txt": "3", "d.png": "no", ".hidden.txt": "no"}
+    for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert documents(tmp_path) == ["1", "2", "3"]
+    assert documents(tmp_path, pattern="*.txt") == ["2", "3"]
+    with pytest.raises(UserError, match=r"no file in it fits data\.pattern '\*\.csv'"):
+        documents(tmp_path, pattern="*.csv")
 
 
-@given(st.text(), st.floats(0, 1))
-def test_the_split_depends_on_the_document_alone_and_grows_with_the_fraction(document, fraction):
-    assert split_of(document, fraction) == split_of(document, fraction)
-    if split_of(document, fraction) == "val":
-        assert split_of(document, min(1.0, fraction + 0.1)) == "val"
-    assert split_of(document, 0.0) == "train"
-    assert split_of(document, 1.0) == "val"
-
-
-def test_about_a_tenth_is_held_out_and_equal_documents_stay_together(tmp_path):
+def test_equal_documents_are_dropped_and_counted(tmp_path):
     file = tmp_path / "a.txt"
-    file.write_text("\n".join(f"document {number % 1000}" for number in range(2000)))
-    splits = defaultdict(set)
-    for document, split in Corpus(str(file), documents="line"):
-        splits[split].add(document)
-    assert not splits["train"] & splits["val"]
-    assert 70 <= len(splits["val"]) <= 130
+    file.write_text("one\n\ntwo\n\none\n\none")
+    corpus = Corpus(DataConfig(path=str(file)))
+    assert [document.text for document in corpus] == ["one", "two"]
+    assert corpus.documents_dropped == 2
+    assert documents(file, deduplicate=False) == ["one", "two", "one", "one"]
 
 
-def test_bad_input_is_named(tmp_path):
-    binary, empty = tmp_path / "binary.txt", tmp_path / "empty.txt"
-    binary.write_bytes(b"fine\n\xff\xfe")
-    empty.write_text("\n \n")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for path, message in [
-        (binary, r"binary\.txt: not UTF-8 text at byte 5"),
-        (empty, r"empty\.txt: holds no text"),
-        (folder, r"folder: a folder without \.txt or \.md files"),
-        (tmp_path / "missing.txt", r"missing\.txt: no such file or folder"),
-        (tmp_path / "python-docs", r"minigpt-cli fetch python-docs"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            documents(path)
+def test_characters_are_written_one_way(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("cafe\u0301 ﬁne", encoding="utf-8")
+    assert documents(file) == ["café ﬁne"]
+    assert documents(file, normalization="NFKC") == ["café fine"]
+    assert documents(file, normalization="none") == ["cafe\u0301 ﬁne"]
+
+
+@given(st.lists(st.integers(0, 2**64 - 1)))
+def test_hashes_are_a_set(values):
+    seen, hashes = set(), Hashes(recent=3)
+    for value in values:
+        assert hashes.add(value) == (value not in seen)
+        seen.add(value)
+
+
+@given(st.integers(0, 2**64 - 1), st.floats(0, 1))
+def test_the_split_grows_with_the_fraction_and_nobody_changes_back(digest, fraction):
+    if split_of(digest, fraction) == "val":
+        assert split_of(digest, min(1.0, fraction + 0.1)) == "val"
+    assert split_of(digest, 0.0) == "train"
+
+
+def test_about_a_tenth_is_held_out_and_adding_text_moves_nothing(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("\n".join(f"document {number % 1000}" for number in range(1500)))
+    before = splits(file, documents="line", deduplicate=False)
+    assert not set(before["train"]) & set(before["val"])
+    assert 70 <= len(set(before["val"])) <= 130
+    file.write_text("new\n" + file.read_text() + "\nmore")
+    after = splits(file, documents="line")
+    assert set(before["train"]) <= set(after["train"])
+    assert set(before["val"]) <= set(after["val"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "binary.txt",
+            b"fine\n\xff\xfe",
+            r"binary\.txt: not UTF-8 text at byte 5; save it as UTF-8, or set data\.invalid",
+        ),
+        ("binary.csv", b"text\nfine\n\xff\n", r"binary\.csv: not UTF-8 text at byte 10"),
+        ("empty.txt", b"\n \n", r"empty\.txt: holds no text"),
+        ("empty.csv", b"", r"empty\.csv: holds no text"),
+        ("torn.txt.gz", gzip.compress(b"text" * 999)[:-9], r"torn\.txt\.gz: damaged, or not compressed"),
+        ("wrong.txt.gz", b"no gzip", r"wrong\.txt\.gz: damaged, or not compressed"),
+        ("wrong.txt.zst", b"no zstd", r"wrong\.txt\.zst: damaged, or not compressed"),
+        ("wrong.parquet", b"no parquet", r"wrong\.parquet: damaged, or no Parquet"),
+        ("wrong.jsonl", b'{"text": "a"}\n{"text"', r"wrong\.jsonl: line 2 is not JSON"),
+        ("list.jsonl", b"[1, 2]", r"list\.jsonl: line 1: no column 'text'"),
+        ("wrong.csv", b"text,b\n1,2\n1,2,3,4\n", r"wrong\.csv: not a table: .*line 3"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        documents(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_unreadable_source_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"names\.txt: no such file or folder.*minigpt-cli fetch names$"):
+        documents(tmp_path / "names.txt")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UserError, match=r"folder\.txt: no file in it fits"):
+        documents(tmp_path / "folder.txt")
+
+
+def test_odd_text_is_text(tmp_path):
+    file = tmp_path / "odd.jsonl"
+    odd = ["שלום עולם", "👩‍👩‍👧‍👦 family", "nul\0inside", "x" * 1_000_000]
+    lines = [json.dumps({"text": text}) for text in odd]
+    file.write_text("\n".join([*lines, '{"text": "half \\ud83d pair"}', '{"text": null}', '{"text": 7}']))
+    assert documents(file) == [*odd, "half \ufffd pair", "7"]
+    assert documents(file, invalid_utf8="replace")[:4] == odd
+    (tmp_path / "bad.txt").write_bytes(b"a\xffb")
+    assert documents(tmp_path / "bad.txt", invalid_utf8="replace") == ["a\ufffdb"]

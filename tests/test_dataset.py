@@ -1,4 +1,4 @@
-from collections import Counter
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.dataset import Batches, Tokens, TokenWriter, token_dtype, write_meta
+from minigpt.corpus import Document
+from minigpt.dataset import Batches, Tokens, token_dtype
+from minigpt.encoding import TokenWriter, encode_documents, write_meta
 from minigpt.errors import UserError
-from minigpt.tokenizer import BOS, EOS, PAD, CharTokenizer
+from minigpt.parallel import batched_by_size, parallel_map
+from minigpt.tokenizer import BOS, EOS, PAD, UNK, CharTokenizer
 
 ALPHABET = CharTokenizer("abcdefgh")
 texts = st.lists(st.text("abcdefgh", min_size=1), min_size=1, max_size=12)
@@ -76,25 +79,62 @@ def test_too_little_text_is_refused():
         Batches(np.empty(0, np.uint8), "packed", 1, 4)
 
 
-def write(folder, documents=("abc", "hé")) -> CharTokenizer:
+def write(folder) -> CharTokenizer:
     tokenizer = CharTokenizer("abché")
-    with TokenWriter(folder / "train.bin", tokenizer) as train, TokenWriter(folder / "val.bin", tokenizer) as val:
-        for document in documents:
-            train.add(document)
-    write_meta(folder, tokenizer, {"train": train.info(), "val": val.info()})
+    documents = [Document("abc", "train"), Document("hé", "train"), Document("?c", "train")]
+    with TokenWriter(folder, "train", 9) as train, TokenWriter(folder, "val", 9) as val:
+        batch = encode_documents(documents, tokenizer)
+        train.add(batch)
+        val.add(batch)
+        write_meta(folder, tokenizer, {"train": train.finish(), "val": val.finish()})
     return tokenizer
 
 
 def test_token_files_say_what_they_hold(tmp_path):
     tokenizer = write(tmp_path)
     tokens = Tokens(tmp_path, tokenizer)
-    assert tokenizer.decode(tokens.ids["train"].tolist()) == "abché"
-    assert Counter(tokens.ids["train"].tolist())[BOS] == 2
+    assert tokens.ids["train"].tolist() == [BOS, 4, 5, 6, EOS, BOS, 7, 8, EOS, BOS, UNK, 6, EOS]
     info = tokens.info["train"]
-    assert (info.documents, info.tokens, info.characters, info.bytes) == (2, 9, 5, 6)
+    assert (info.documents, info.tokens, info.characters, info.bytes, info.unknown) == (3, 13, 7, 8, 1)
+    assert tokens.info["val"].documents == 0
     assert tokens.val_split == "train"  # nothing was held out
     assert tokens.ids["train"].dtype == token_dtype(tokenizer.vocab_size) == np.uint8
     assert token_dtype(257) == np.dtype("<u2")
+
+
+@given(st.lists(st.tuples(st.text(), st.sampled_from(["train", "val"])), max_size=20), st.integers(1, 30))
+def test_however_it_is_batched_the_files_are_what_encode_gives(tmp_path_factory, documents, limit):
+    folder = tmp_path_factory.mktemp("tokens")
+    tokenizer = CharTokenizer("abcde 0")
+    batches = batched_by_size((Document(*document) for document in documents), lambda d: len(d.text) + 1, limit)
+    with TokenWriter(folder, "train", 11) as train, TokenWriter(folder, "val", 11) as val:
+        for batch in batches:
+            encoded = encode_documents(batch, tokenizer)
+            train.add(encoded)
+            val.add(encoded)
+        write_meta(folder, tokenizer, {"train": train.finish(), "val": val.finish()})
+    tokens = Tokens(folder, tokenizer)
+    for split in ("train", "val"):
+        expected = [token for text, where in documents if where == split for token in tokenizer.encode(text)]
+        assert tokens.ids[split].tolist() == expected
+        assert tokens.info[split].documents == sum(where == split for _, where in documents)
+
+
+def test_a_stream_is_one_document_of_many_pieces(tmp_path):
+    tokenizer = CharTokenizer("abc")
+    with TokenWriter(tmp_path, "train", 7) as writer:
+        for text, begins in (("ab", True), ("c", False), ("a", False)):
+            writer.add(encode_documents([Document(text, "train", begins, ends=False)], tokenizer))
+        info = writer.finish()
+    assert np.fromfile(tmp_path / "train.bin", np.uint8).tolist() == tokenizer.encode("abca")
+    assert (info.documents, info.tokens) == (1, 6)
+
+
+def test_work_in_other_processes_comes_back_in_order():
+    assert list(parallel_map(math.sqrt, (n * n for n in range(50)))) == list(range(50))
+    assert list(parallel_map(math.sqrt, [4])) == [2]
+    with pytest.raises(ValueError, match="math domain"):
+        list(parallel_map(math.sqrt, [1, 1, 1, 1, 1, -1]))
 
 
 def test_token_files_are_verified_when_opened(tmp_path):
@@ -102,7 +142,7 @@ def test_token_files_are_verified_when_opened(tmp_path):
     with pytest.raises(UserError, match="made with another vocabulary"):
         Tokens(tmp_path, CharTokenizer("xyz"))
     (tmp_path / "train.bin").write_bytes(b"123")
-    with pytest.raises(UserError, match=r"train\.bin: missing, or not 9 tokens"):
+    with pytest.raises(UserError, match=r"train\.bin: missing, or not 13 tokens"):
         Tokens(tmp_path, tokenizer)
     (tmp_path / "meta.json").write_text("{}")
     with pytest.raises(UserError, match=r"meta\.json: damaged"):

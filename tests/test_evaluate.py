@@ -27,7 +27,7 @@ def test_every_target_is_judged_once(sentences, tokenizer, layout):
 
 def test_the_summary_is_arithmetic():
     predictions = pd.DataFrame({"target": [4, 5, 6, 3], "predicted": [4, 5, 5, 5], "loss": [math.log(2)] * 4})
-    found = summarize(predictions, SplitInfo(documents=1, tokens=5, characters=3, bytes=6, sha256=""))
+    found = summarize(predictions, SplitInfo(documents=1, tokens=5, characters=3, bytes=6, unknown=0, sha256=""))
     assert found == pytest.approx(
         {"loss": math.log(2), "perplexity": 2, "bits_per_char": 4 / 3, "bits_per_byte": 4 / 6, "accuracy": 0.5}
     )

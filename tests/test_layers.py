@@ -23,10 +23,10 @@ FILES = sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT 
 
 # the layers of minigpt, from the bottom; a module imports only from layers below its own
 LAYERS = [
-    {"errors", "text"},
-    {"config", "corpus", "files", "tokenizer"},
-    {"dataset", "model", "sampling"},
-    {"checkpoint", "loss", "optim"},
+    {"errors", "parallel", "text"},
+    {"config", "files", "tokenizer"},
+    {"corpus", "dataset", "model", "sampling"},
+    {"checkpoint", "encoding", "loss", "optim"},
     {"backends", "backends/torch", "backends/onnx", "inference", "train", "evaluate"},
     {"export", "fetch"},
     {"cli"},
@@ -104,7 +104,7 @@ def test_params_of_a_stage_are_what_it_reads(stage):
     [
         ("evaluate", "pipeline/evaluate.py", "config.max_new_tokens"),
         ("train", "minigpt/optim.py", "config.beta2"),
-        ("prepare", "pipeline/prepare.py", "params.data.documents"),
+        ("prepare", "minigpt/corpus.py", "self.config.deduplicate"),
         ("export", "pipeline/export.py", "config.tolerance"),
     ],
 )

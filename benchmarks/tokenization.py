@@ -1,0 +1,49 @@
+"""How fast text becomes ids: MiniGPT's character encoder against nanoGPT's way, beside a library's BPE.
+
+    python benchmarks/tokenization.py --megabytes 20
+
+Each way encodes the same text in turn, several rounds; the ratio is of the medians.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from minigpt.tokenizer import BPETokenizer, CharTokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=Path("data/raw/tales.txt"))
+    parser.add_argument("--megabytes", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    sample = arguments.text.read_text(encoding="utf-8")
+    text = sample * (arguments.megabytes * 1_000_000 // len(sample) + 1)
+
+    char, bpe = CharTokenizer(), BPETokenizer(vocab_size=1024)
+    char.build_vocab([sample])
+    bpe.build_vocab([sample])
+    stoi = {character: token for token, character in enumerate(char.pieces) if character}
+    lines = text.splitlines(keepends=True)
+    ways = {
+        "nanoGPT: [stoi[c] for c in text]": lambda: [stoi[character] for character in text],
+        "MiniGPT: CharTokenizer": lambda: char.encode_array(text, add_special_tokens=False),
+        "MiniGPT: CharTokenizer, line by line": lambda: char.encode_batch(lines),
+        "tokenizers: byte-level BPE, 1024 tokens": lambda: bpe.encode_batch(lines),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(arguments.rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    base = statistics.median(next(iter(seconds.values())))
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        print(f"{name:42} {len(text) / median / 1e6:8.1f} M characters/s   x{base / median:.2f}")
+
+
+if __name__ == "__main__":
+    main()
