@@ -1,0 +1,113 @@
+"""Texts of the user's own, through the pipeline: dvc tracks them, and what is odd or wrong with them is said."""
+
+import errno
+import gzip
+import json
+import signal
+import sys
+
+import pytest
+from conftest import Project
+
+from minigpt.encoding import TokenWriter
+
+STAGES = (["pipeline.build_vocab"], ["pipeline.prepare"])
+
+
+def read(project: Project, *changes: str) -> str:
+    """Run the two stages that read text, with `data.path: mine…` in params.yaml; returns what they print."""
+    params = (project.root / "params.yaml").read_text()
+    for change in changes:
+        key, _, value = change.partition("=")
+        lines = [f"  {key}: {value}" if line.startswith(f"  {key}: ") else line for line in params.splitlines()]
+        params = "\n".join(lines) + "\n"
+    (project.root / "params.yaml").write_text(params)
+    return "".join(project.run(sys.executable, "-m", *stage) for stage in STAGES)
+
+
+def summary(project: Project) -> dict:
+    return json.loads((project.root / "reports/data.json").read_text())
+
+
+def test_a_change_in_any_file_of_a_folder_is_seen(project):
+    folder = project.root / "mine"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a tale\n\nanother tale")
+    (folder / "b.csv").write_text("text\nof a table")
+    project.edit("params.yaml", "path: data/raw/tales.txt", "path: mine")
+    project.edit("params.yaml", "val_fraction: auto", "val_fraction: 0.0")
+    project.run("dvc", "repro", "prepare")
+    assert json.loads(project.run("dvc", "status", "--json", "prepare")) == {}
+    (folder / "b.csv").write_text("text\nof another table")
+    assert {"build_vocab", "prepare"} <= set(json.loads(project.run("dvc", "status", "--json")))
+
+
+def test_own_text_added_to_dvc_reaches_the_workspace_of_a_queued_experiment(project):
+    text = "text\n" + "\n".join(f'"A line of text, number {number}."' for number in range(300))
+    (project.root / "data/raw/mine.csv.gz").write_bytes(gzip.compress(text.encode()))
+    project.run("dvc", "add", "data/raw/mine.csv.gz")
+    project.commit()
+    project.run("dvc", "exp", "run", "--queue", "--name", "own", "-S", "data.path=data/raw/mine.csv.gz")
+    project.run("dvc", "exp", "run", "--run-all")
+    assert project.run("dvc", "exp", "list", "--name-only").split() == ["own"]  # only what succeeded is in it
+
+
+def test_equal_documents_short_ones_and_long_ones(project):
+    long = " ".join(f"word{number}" for number in range(2000))  # far beyond the context
+    (project.root / "mine.txt").write_text("\n\n".join(["x", "a tale", "a tale", long, ".", "the end"]))
+    read(project, "path=mine.txt", "val_fraction=0.0")
+    data = summary(project)
+    assert (data["train"]["documents"], data["val"]["documents"], data["duplicates_dropped"]) == (5, 0, 1)
+    report = (project.root / "reports/data.md").read_text()
+    assert "Equal documents dropped: 1" in report
+    for layout in ("packed", "padded"):
+        project.run("dvc", "repro", "--force", "--single-item", "build_vocab")
+        read(project, f"layout={layout}")
+        project.run(sys.executable, "-m", "pipeline.train")
+
+
+def test_one_document_that_would_all_be_held_out_is_refused(project):
+    (project.root / "mine.txt").write_text("one document\n")
+    params = (project.root / "params.yaml").read_text()
+    params = params.replace("data/raw/tales.txt", "mine.txt").replace("val_fraction: auto", "val_fraction: 0.999999")
+    (project.root / "params.yaml").write_text(params)
+    out = project.run(sys.executable, "-m", "pipeline.build_vocab", code=1)
+    assert "mine.txt: every document fell into the validation split" in out
+    assert out.count("\n") == 1
+
+
+def test_odd_text_comes_through_the_whole_way(project):
+    odd = ["שלום עולם, מה שלומך", "👩‍👩‍👧‍👦 family", "nul\0inside", "half \ud83d pair", "back`tick | pipe"]
+    (project.root / "mine.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in odd * 40))
+    read(project, "path=mine.jsonl", "val_fraction=0.0")
+    assert summary(project)["train"]["documents"] == len(odd)
+    for stage in ("train", "evaluate", "export"):
+        out = project.run(sys.executable, "-m", f"pipeline.{stage}")
+        assert "Traceback" not in out
+    assert project.run("minigpt-cli", "generate", "--prompt", "שלום", "--max-new-tokens", "5").startswith("שלום")
+
+
+def test_a_hundred_megabytes_on_one_line(project, full):
+    size = 100_000_000 if full else 10_000_000
+    (project.root / "mine.txt").write_text("tale " * (size // 5))
+    for documents in ("blank_line", "none"):
+        read(project, "path=mine.txt", "val_fraction=0.0", f"documents={documents}")
+        # a document loses the space at its end to nobody, a stream ends its line
+        assert abs(summary(project)["train"]["characters"] - size) <= 1
+
+
+def test_a_full_disk_leaves_the_old_files_whole(project, monkeypatch):
+    from pipeline import prepare, run_stage
+
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    before = {file: file.read_bytes() for file in (project.root / "data/tokens").iterdir()}
+
+    def full_disk(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device", "data/tokens/train.bin")
+
+    monkeypatch.setattr(TokenWriter, "_write", full_disk)
+    with pytest.raises(SystemExit, match="the disk is full; make room and try again"):
+        run_stage(prepare.main)
+    assert {file: file.read_bytes() for file in (project.root / "data/tokens").iterdir()} == before
+    assert not list((project.root / "data").glob(".prepare.*"))
