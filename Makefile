@@ -4,7 +4,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-full lint ui docs
+.PHONY: help setup repro test test-full lint ui bench docs
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -32,6 +32,9 @@ lint: setup ## check style and types
 
 ui: setup ## open the tracked runs in a browser
 	python -m pipeline.ui
+
+bench: setup ## measure the speed of the encoders against others
+	python benchmarks/tokenization.py
 
 docs: setup ## write docs/cli.md anew from the command's own help
 	typer minigpt.cli utils docs --name minigpt-cli --output docs/cli.md

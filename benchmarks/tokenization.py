@@ -29,7 +29,8 @@ def main() -> None:
     lines = text.splitlines(keepends=True)
     ways = {
         "nanoGPT: [stoi[c] for c in text]": lambda: [stoi[character] for character in text],
-        "MiniGPT: CharTokenizer": lambda: char.encode_array(text, add_special_tokens=False),
+        "MiniGPT: CharTokenizer": lambda: char.encode_batch([text]),
+        "MiniGPT: CharTokenizer, one 中 in the text": lambda: char.encode_batch([text, "中"]),
         "MiniGPT: CharTokenizer, line by line": lambda: char.encode_batch(lines),
         "tokenizers: byte-level BPE, 1024 tokens": lambda: bpe.encode_batch(lines),
     }

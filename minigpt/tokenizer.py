@@ -5,6 +5,7 @@ encoding a text that spells "<eos>" gives the ids of what it is spelt with.
 """
 
 import codecs
+import contextlib
 import hashlib
 import json
 import re
@@ -53,7 +54,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, without special tokens, as int64 arrays (T,); faster than one by one."""
+        """The ids of each text, without special tokens, as integer arrays (T,); faster than one by one."""
 
     @abstractmethod
     def unknown(self, text: str) -> list[str]:
@@ -77,7 +78,7 @@ class Tokenizer(ABC):
 
     def encode_array(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
         """As `encode`, as an int64 array (T,)."""
-        (ids,) = self.encode_batch([text])
+        ids = self.encode_batch([text])[0].astype(np.int64)
         return np.concatenate(([BOS], ids, [EOS])) if add_special_tokens else ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -140,10 +141,13 @@ class CharTokenizer(Tokenizer):
         if any(len(character) != 1 for character in self.characters):
             raise ValueError("each entry of a character vocabulary is one character")
         self.pieces = [""] * len(SPECIAL_TOKENS) + self.characters
-        # code point → id, as a table, so that NumPy encodes a whole text at once
+        # code point → id, as a table, so that a whole text is encoded at once; its last entry stands for all beyond
         points = [ord(character) for character in self.characters]
-        self._table = np.full(max(points, default=0) + 2, UNK, dtype=np.int64)
+        self._table = np.full(max([255, *points]) + 2, UNK, dtype=np.min_scalar_type(self.vocab_size))
         self._table[points] = np.arange(len(points)) + len(SPECIAL_TOKENS)
+        # the first 256 code points as bytes → ids as bytes (they come first, so nearly always they fit)
+        self._latin_table = bytes(np.minimum(self._table[:256], 255).tolist())
+        self._latin_fits = bool(self._table[:256].max() < 256)
 
     def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
         """Take the vocabulary from `texts`: every character that occurs `min_freq` times or more.
@@ -162,9 +166,14 @@ class CharTokenizer(Tokenizer):
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         texts = [self.normalize(text) for text in texts]
-        # the table's last entry is <unk>: every code point beyond the table lands there
-        ids = self._table[np.minimum(_code_points("".join(texts)), len(self._table) - 1)]
+        ids = self._lookup("".join(texts))
         return np.split(ids, np.cumsum([len(text) for text in texts[:-1]], dtype=np.int64)) if texts else []
+
+    def _lookup(self, text: str) -> np.ndarray:
+        if self._latin_fits:
+            with contextlib.suppress(UnicodeEncodeError):  # several times faster than the way for all others
+                return np.frombuffer(text.encode("latin-1").translate(self._latin_table), dtype=np.uint8)
+        return self._table.take(_code_points(text), mode="clip")
 
     def unknown(self, text: str) -> list[str]:
         return sorted(set(self.normalize(text)) - set(self.characters))
