@@ -29,6 +29,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_readme_is_short():
     assert README.count("\n") < 150
+    assert README.index("```text") < README.index("## ")  # a generated sample comes first
 
 
 def test_the_commands_of_the_readme_work(project):
