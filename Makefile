@@ -12,7 +12,8 @@ help: ## list these commands
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniGPT needs Python 3.11 or newer; name one with make PYTHON=…")'
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "installing into .venv; this takes minutes and prints nothing"
+	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 setup: $(READY) ## make .venv with everything in it
@@ -30,7 +31,7 @@ test-full: setup ## run the tests, the costly ones at full count
 lint: setup ## check style and types
 	ruff check . && ruff format --check . && mypy
 
-ui: setup ## open the tracked runs in a browser
+ui: setup ## compare the tracked runs in a browser; PORT=5001 chooses another port
 	python -m pipeline.ui
 
 bench: setup ## measure the speed of the encoders against others

@@ -56,7 +56,7 @@ def generate(
     model: ModelOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens (or when the text ends).")] = 200,
     temperature: Annotated[
-        float | None, typer.Option(help="Above 1 bolder, below 1 safer, 0 greedy.", show_default="0.8")
+        float | None, typer.Option(help="Above 1 bolder, below 1 safer, 0 greedy. Default: 0.8.", show_default=False)
     ] = None,
     top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens.")] = 50,
     greedy: Annotated[
@@ -103,7 +103,7 @@ def generate(
                     "seed": seed,
                     "sample": sample,
                 }
-                print(json.dumps(result), flush=stream)
+                print(json.dumps(result, ensure_ascii=False), flush=stream)
                 continue
             pieces = generate_text(engine, text, max_new_tokens, sampling, sample)
             if sample:
@@ -124,7 +124,7 @@ def info(backend: BackendOption = None, model: ModelOption = None, as_json: Json
     metadata = {name: values for name, values in engine.metadata.items() if name != "tokenizer"}
     metadata["vocabulary"] = engine.tokenizer.describe()
     if as_json:
-        print(json.dumps(metadata))
+        print(json.dumps(metadata, ensure_ascii=False))
         return
     for section, values in metadata.items():
         if not isinstance(values, dict):

@@ -41,6 +41,8 @@ def main() -> None:
         tokens.replace(project.TOKENS)
         (folder / "documents.parquet").replace(project.DOCUMENTS)
     report.write(splits, corpus.documents_dropped, tokenizer.vocab_size)
+    if splits["val"].documents == 0 and corpus.val_fraction > 0:
+        log.warning("nothing is held out, the documents are too few; data.documents says what separates two")
     for split, info in splits.items():
         log.info("%s: %d documents, %d tokens", split, info.documents, info.tokens)
 

@@ -31,6 +31,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def in_lock(stage: str) -> bool:
+    """Whether dvc.lock says that the reports of `stage` here were made from the model that is here."""
+    try:
+        entry = YAML(typ="safe", pure=True).load(Path("dvc.lock"))["stages"][stage]
+        files = {Path(item["path"]): item.get("md5") for item in [*entry["deps"], *entry["outs"]]}
+        return all(
+            hashlib.md5(path.read_bytes()).hexdigest() == md5
+            for path, md5 in files.items()
+            if path == MODEL or path.parent == REPORTS
+        )
+    except (OSError, KeyError):
+        return False
+
+
 def code_sha256(stage: str) -> str:
     """SHA-256 over the project's own Python files that `stage` depends on, as dvc.yaml lists them."""
     deps = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"][stage]["deps"]

@@ -16,7 +16,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,11 @@ class Run:
         self.tell(lambda: mlflow().set_tag("model_sha256", digest))
 
     def _carry_over(self, digest: str) -> None:
-        """Where an earlier run made the same bytes, what evaluate and export found holds for this one: they
-        will not run again."""
+        """Where the same bytes were made before, what evaluate and export found holds for this run: they will not
+        run again."""
         earlier = _find(digest)
-        if earlier is None:
+        if earlier is None:  # as in a fresh clone, whose reports are of this very model
+            _send_reports(self, {})
             return
         found = earlier.data.metrics
         mlflow().log_metrics({name: found[name] for name in found if name.startswith(("evaluation/", "export/"))})
@@ -322,7 +323,8 @@ def _lineage() -> dict[str, str]:
 
     tags = {
         "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        # what the pipeline itself writes does not count
+        "git_dirty": str(bool(git("status", "--porcelain", "-uno", "--", ".", ":!reports", ":!dvc.lock"))).lower(),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
@@ -403,12 +405,20 @@ def main() -> None:
     log.info("the tracking store has the run of %s", project.MODEL)
 
 
+def _send_reports(run: Run, known: Mapping[str, float]) -> None:
+    """Log the reports that are here and of this model, if the run's metrics do not hold them yet."""
+    for stage, prefix, names in (
+        ("evaluate", "evaluation", ["evaluation.json", "accuracy.csv", "samples.md"]),
+        ("export", "export", ["export.json"]),
+    ):
+        if project.in_lock(stage) and not any(name.startswith(prefix + "/") for name in known):
+            files = [project.REPORTS / name for name in names]
+            run._report(prefix, json.loads(files[0].read_text()), files)
+
+
 def _send_missing(run: Run) -> None:
     found = mlflow().get_run(run.id)
-    for prefix in ("evaluation", "export"):
-        file = project.REPORTS / f"{prefix}.json"
-        if file.exists() and not any(name.startswith(prefix + "/") for name in found.data.metrics):
-            run._report(prefix, json.loads(file.read_text()), [file])
+    _send_reports(run, found.data.metrics)
     logged = mlflow().search_logged_models([found.info.experiment_id], output_format="list")
     if project.ONNX_MODEL.exists() and not any(model.source_run_id == run.id for model in logged):
         _log_onnx_model(project.ONNX_MODEL)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import webbrowser
@@ -22,6 +23,8 @@ def main() -> None:
     server = store if store.startswith("http") else f"http://127.0.0.1:{PORT}"
     experiment = mlflow.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
     url = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    if server != store:
+        _check_port()
     print(f"{url}\nCtrl-C ends it", flush=True)
     if sys.stdout.isatty():
         Timer(5, webbrowser.open, [url]).start()  # the server takes about so long to start
@@ -31,6 +34,15 @@ def main() -> None:
     command += ["--host", "127.0.0.1", "--port", PORT, "--workers", "1"]
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode)
+
+
+def _check_port() -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", int(PORT)))
+    except (OSError, ValueError, OverflowError):
+        raise UserError(f"PORT: {PORT} is taken, or no port; name another: PORT=5001 make ui") from None
 
 
 if __name__ == "__main__":

@@ -91,7 +91,10 @@ def test_a_megabyte_of_prompt(cli):
         (["--seed", "-1"], "seed: must be from 0 to 2^63 - 1, but it is -1"),
         (["--num-samples", "0"], "num-samples: must be 1 or more, but it is 0"),
         (["--greedy", "--temperature", "1"], "greedy: means temperature 0"),
-        (["--model", "none.onnx"], "none.onnx: cannot be read: No such file or directory; run `dvc repro` to make one"),
+        (
+            ["--model", "none.onnx"],
+            "none.onnx: cannot be read: No such file or directory; run `dvc repro` to make one, or name",
+        ),
         (["--model", "none.safetensors"], "none.safetensors: no such model; run `dvc repro` to train one"),
         (["--model", "model.txt"], "model.txt: not a model file; it must end in .onnx or .safetensors"),
         (["--backend", "torch", "--model", "a.onnx"], "a.onnx: the torch backend does not read .onnx files"),

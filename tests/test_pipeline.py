@@ -142,7 +142,14 @@ def test_the_same_inputs_give_the_same_bytes_and_the_run_keeps_its_evaluation(pr
     assert first.data.metrics["evaluation/loss"] == second.data.metrics["evaluation/loss"]
     assert second.data.tags["evaluated_in_run"] == first.info.run_id
     assert "export/bytes" in second.data.metrics
-    assert "export/bytes" not in first.data.metrics
+
+
+def test_a_clone_that_retrains_the_same_bytes_tracks_the_committed_evaluation(project):
+    project.run("dvc", "repro", "--force", "--single-item", "train")
+    (run,) = runs(project)
+    assert {"train/loss", "evaluation/loss"} <= set(run.data.metrics)
+    assert "| perplexity | " in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["git_dirty"] == "false"
 
 
 def test_without_its_run_the_store_gets_a_restored_one(project):

@@ -63,7 +63,9 @@ def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
         # a model from a stranger could point anywhere
         return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except OSError as error:
-        hint = "; run `dvc repro` to make one" if isinstance(error, FileNotFoundError) else ""
+        hint = (
+            "; run `dvc repro` to make one, or name another by --model" if isinstance(error, FileNotFoundError) else ""
+        )
         raise UserError(f"{path}: cannot be read: {error.strerror}{hint}") from None
     except Exception as error:  # ONNX Runtime's own exceptions share no narrower class
         reason = "its weights lie in another file" if "external" in str(error).lower() else "damaged, or no ONNX"
