@@ -11,7 +11,9 @@ from conftest import train_config
 
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
-from minigpt.dataset import Batches, Tokens, TokenWriter, write_meta
+from minigpt.corpus import Document
+from minigpt.dataset import Batches, Tokens
+from minigpt.encoding import TokenWriter, encode_documents, write_meta
 from minigpt.errors import UserError
 from minigpt.export import check_parity, max_logit_difference, to_onnx
 from minigpt.inference import generate, generate_ids, window_start
@@ -132,10 +134,12 @@ def test_a_bpe_model_from_text_to_both_backends(tmp_path):
     documents = ["naïve café 🦊, said the 🦊.", "The naïve 🦊 went to the café.", "Ein 🦊 im Café? Très naïve!"]
     tokenizer = BPETokenizer(300, "NFC")
     tokenizer.build_vocab(documents)
-    with TokenWriter(tmp_path / "train.bin", tokenizer) as train, TokenWriter(tmp_path / "val.bin", tokenizer) as val:
-        for document in documents:
-            train.add(document)
-    write_meta(tmp_path, tokenizer, {"train": train.info(), "val": val.info()})
+    batch = encode_documents([Document(text, "train") for text in documents], tokenizer)
+    writers = {split: TokenWriter(tmp_path, split, tokenizer.vocab_size) for split in ("train", "val")}
+    for writer in writers.values():
+        with writer:
+            writer.add(batch)
+    write_meta(tmp_path, tokenizer, {split: writer.finish() for split, writer in writers.items()})
     tokens = Tokens(tmp_path, tokenizer)
     assert tokens.ids["train"].dtype == np.uint16
     assert tokenizer.decode(tokens.ids["train"].tolist()) == "".join(documents)
