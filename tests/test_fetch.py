@@ -51,7 +51,8 @@ class Request(BaseHTTPRequestHandler):
     def send(self, body: bytes, status: int = 200, **headers: object) -> None:
         """`length=None` sends no Content-Length: the end of the connection is the end of the body."""
         self.send_response(status)
-        for name, value in {"Content_Length": len(body), **headers}.items():
+        # said aloud, or a client would send its next request into a connection that closes
+        for name, value in {"Content_Length": len(body), "Connection": "close", **headers}.items():
             if value is not None:
                 self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
