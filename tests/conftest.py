@@ -108,8 +108,9 @@ class Project:
         for old, new in TINY.items():
             self.edit("params.yaml", old, new)
         (root / "dvc.lock").unlink(missing_ok=True)
-        # of its own: neither the caller's tracking server nor its DVC experiment
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+        # of its own: neither the caller's tracking server nor its DVC experiment, nor the make that runs the tests
+        foreign = ("MLFLOW_", "DVC_", "MAKE", "MFLAGS")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.env |= {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.com"}
         self.env |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.com"}
