@@ -53,6 +53,12 @@ class ModelConfig(Section):
     d_ff: PositiveInt
     max_seq_len: Annotated[int, Field(ge=8, le=65536)]
     dropout: Fraction
+    positional: Literal["sinusoidal", "rotary"]
+    norm: Literal["layer", "rms"]
+    activation: Literal["relu", "relu_squared"]
+    qk_norm: bool
+    zero_init: bool
+    bigram_buckets: NonNegativeInt
 
     @field_validator("num_heads")
     @classmethod
@@ -61,6 +67,12 @@ class ModelConfig(Section):
         if d_model is not None and d_model % num_heads:
             raise ValueError(f"must divide d_model ({d_model})")
         return num_heads
+
+    @model_validator(mode="after")
+    def rotary_turns_pairs(self) -> "ModelConfig":
+        if self.positional == "rotary" and self.d_model // self.num_heads % 2:
+            raise ValueError(f"positional rotary needs an even d_model / num_heads ({self.d_model} / {self.num_heads})")
+        return self
 
 
 class TrainConfig(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from minigpt.backends.torch import TorchBackend
 from minigpt.config import DataConfig, TrainConfig
@@ -20,6 +21,9 @@ from minigpt.train import Trainer
 ROOT = Path(__file__).parent.parent
 SENTENCES = ROOT / "data/raw/sentences.txt"
 
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the costly tests at full count")
@@ -28,6 +32,26 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def full(request) -> bool:
     return request.config.getoption("--full")
+
+
+# each idea beyond the classic architecture alone, and all together
+SWITCHES = [
+    {"positional": "rotary"},
+    {"norm": "rms"},
+    {"activation": "relu_squared"},
+    {"qk_norm": True},
+    {"zero_init": True},
+    {"bigram_buckets": 97},
+]
+ARCHITECTURES = [{}, *SWITCHES, {name: value for switch in SWITCHES for name, value in switch.items()}]
+
+
+def unlike_at_first(model: MiniGPT) -> MiniGPT:
+    """Noise on every weight, so that nothing that starts at zero or one hides."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
 
 
 def train_config(**changes) -> TrainConfig:
