@@ -86,7 +86,7 @@ def generate(
         raise UserError("greedy: means temperature 0; give --greedy or --temperature, not both")
     if num_samples < 1:
         raise UserError(f"num-samples: must be 1 or more, but it is {num_samples}")
-    sampling = Sampling(0.0 if greedy else 0.8 if temperature is None else temperature, top_k, seed)
+    sampling = Sampling(0.0 if greedy else 0.8 if temperature is None else temperature, top_k, seed=seed)
     engine = _load(backend, model)
     text = _read_prompt(prompt)
     if unknown := engine.tokenizer.unknown(text):

@@ -9,8 +9,9 @@ from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
 from minigpt.checkpoint import load_model
 from minigpt.config import load_params
-from minigpt.export import check_parity, max_logit_difference, to_onnx
+from minigpt.export import check_parity, max_logit_difference
 from minigpt.files import atomic_write
+from minigpt.graph import to_onnx
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline import project, run_stage, tracking
 

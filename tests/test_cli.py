@@ -13,7 +13,7 @@ FOX = "The quick brown fox jumps over the lazy dog."
 def models(trained, tokenizer, tmp_path_factory):
     """A folder with models/minigpt.onnx and models/minigpt.safetensors, as `dvc repro` leaves them."""
     from minigpt.checkpoint import save
-    from minigpt.export import to_onnx
+    from minigpt.graph import to_onnx
 
     folder = tmp_path_factory.mktemp("cli")
     metadata = {
@@ -158,7 +158,7 @@ def bpe_models(tmp_path_factory):
     import torch
 
     from minigpt.checkpoint import save
-    from minigpt.export import to_onnx
+    from minigpt.graph import to_onnx
     from minigpt.model import MiniGPT
     from minigpt.tokenizer import BPETokenizer
 

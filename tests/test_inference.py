@@ -8,7 +8,7 @@ from minigpt.backends.torch import TorchBackend
 from minigpt.errors import UserError
 from minigpt.inference import generate, generate_ids, window_start
 from minigpt.model import MiniGPT
-from minigpt.sampling import Sampling, next_token
+from minigpt.sampling import Sampling, gumbel_noise, next_tokens
 from minigpt.tokenizer import EOS
 
 GREEDY = Sampling(temperature=0)
@@ -25,8 +25,10 @@ class Uncached:
         first = len(ids)
         while len(ids) < first + count and ids[-1:] != [EOS]:
             window = ids[window_start(len(ids), self.max_seq_len) :]
-            logits, _ = self.backend.logits(np.array([window]), None)
-            ids.append(next_token(logits[0, -1], sampling, sample, len(ids)))
+            logits = self.backend.memory(1).read(0, np.array(window), 0)[-1:]
+            noise = gumbel_noise(sampling.seed, sample, len(ids), self.tokenizer.vocab_size)
+            seen = np.isin(np.arange(self.tokenizer.vocab_size), ids)[None]
+            ids += next_tokens(logits, noise, sampling, seen).tolist()
         return ids[first:]
 
 

@@ -28,7 +28,7 @@ LAYERS = [
     {"corpus", "dataset", "model", "sampling"},
     {"checkpoint", "encoding", "loss", "optim"},
     {"backends", "backends/torch", "backends/onnx", "inference", "train", "evaluate"},
-    {"export", "fetch"},
+    {"export", "fetch", "graph"},
     {"cli"},
 ]
 
