@@ -7,17 +7,22 @@ typer, NumPy and ONNX Runtime.
 import io
 import json
 import sys
+from collections import deque
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minigpt.errors import UserError
+from minigpt.terminal import visible
 
 if TYPE_CHECKING:
     from minigpt.backends.onnx import OnnxBackend
     from minigpt.backends.torch import TorchBackend
+    from minigpt.inference import Backend, Text
+    from minigpt.sampling import Sampling
 
 app = typer.Typer(
     name="minigpt-cli",
@@ -34,6 +39,7 @@ class BackendName(StrEnum):
     onnx = "onnx"
 
 
+ROWS = 16  # texts that are written at once
 MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path("models/minigpt.safetensors")}
 
 ModelOption = Annotated[
@@ -44,6 +50,15 @@ BackendOption = Annotated[
     BackendName | None,
     typer.Option("--backend", "-b", help="What computes. Default: by the model file's ending, else onnx."),
 ]
+MaxNewTokensOption = Annotated[int, typer.Option(help="Stop after so many tokens (or when the text ends).")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="Above 1 bolder, below 1 safer, 0 greedy. Default: 0.8.", show_default=False)
+]
+TopKOption = Annotated[int, typer.Option(help="Choose among the k likeliest tokens.")]
+TopPOption = Annotated[float, typer.Option(help="Choose among the likeliest that together reach this probability.")]
+MinPOption = Annotated[float, typer.Option(help="Choose among those at least so likely, as a share of the likeliest.")]
+RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1: what has occurred becomes less likely.")]
+SeedOption = Annotated[int, typer.Option(help="Same seed, same text, on either backend.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -52,22 +67,35 @@ def generate(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The text to continue. Default: standard input, if piped.")
     ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Continue each line of this file; prints JSON, a line a text.")
+    ] = None,
     backend: BackendOption = None,
     model: ModelOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens (or when the text ends).")] = 200,
-    temperature: Annotated[
-        float | None, typer.Option(help="Above 1 bolder, below 1 safer, 0 greedy. Default: 0.8.", show_default=False)
-    ] = None,
-    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens.")] = 50,
+    max_new_tokens: MaxNewTokensOption = 200,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Always the likeliest token; same as temperature 0.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Same seed, same text, on either backend.")] = 0,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Write on where the model would end.")] = False,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Can be given several times.")] = None,
+    seed: SeedOption = 0,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many texts to write.")] = 1,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="With --json: each token's log-probability in the model, in nats.")
+    ] = False,
     stream: Annotated[bool, typer.Option(help="Print as the text is written, or when it is finished.")] = True,
+    raw: Annotated[bool, typer.Option("--raw", help="Print control characters as they are, not as \\x1b.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text.
+
+    What the options do to the candidates for the next token, they do in this order: repetition penalty,
+    temperature, top-k, top-p, min-p.
 
     Examples:
 
@@ -76,45 +104,75 @@ def generate(
         echo "Once upon" | minigpt-cli generate --temperature 0.5 --seed 7
 
         minigpt-cli generate -p "The" -n 3 --json | jq -r .text
+
+        minigpt-cli generate -p "Said the fox" --stop . --stop "!"
+
+        minigpt-cli generate --prompts-file beginnings.txt > texts.jsonl
     """
-    from minigpt.inference import generate as generate_text
-    from minigpt.inference import generate_ids
+    from minigpt.inference import Text, write
     from minigpt.sampling import Sampling
-    from minigpt.tokenizer import EOS, printable
 
     if greedy and temperature:
         raise UserError("greedy: means temperature 0; give --greedy or --temperature, not both")
     if num_samples < 1:
         raise UserError(f"num-samples: must be 1 or more, but it is {num_samples}")
-    sampling = Sampling(0.0 if greedy else 0.8 if temperature is None else temperature, top_k, seed=seed)
+    as_json = as_json or prompts_file is not None
+    if logprobs and not as_json:
+        raise UserError("logprobs: comes with --json; give that too")
+    sampling = Sampling(
+        0.0 if greedy else 0.8 if temperature is None else temperature,
+        *(top_k, top_p, min_p, repetition_penalty, ignore_eos, seed),
+    )
+    prompts = _read_prompts(prompt, prompts_file)
     engine = _load(backend, model)
-    text = _read_prompt(prompt)
-    if unknown := engine.tokenizer.unknown(text):
-        _warn(f"the model does not know these characters and reads them as <unk>: {printable(unknown)}")
+    _warn_of_unknown(engine, "".join(prompts))
+    texts = [
+        Text(engine.tokenizer, prompt, sample, max_new_tokens, stop or (), logprobs)
+        for prompt in prompts
+        for sample in range(num_samples)
+    ]
+    show = str if raw else visible
     try:
-        for sample in range(num_samples):
-            if as_json:
-                ids = list(generate_ids(engine, text, max_new_tokens, sampling, sample))
-                result = {
-                    "prompt": text,
-                    "text": engine.tokenizer.decode(ids),
-                    "tokens": len(ids),
-                    "stopped": "eos" if ids[-1] == EOS else "length",
-                    "seed": seed,
-                    "sample": sample,
-                }
-                print(json.dumps(result, ensure_ascii=False), flush=stream)
-                continue
-            pieces = generate_text(engine, text, max_new_tokens, sampling, sample)
-            if sample:
-                print("---")
-            print(text, end="", flush=stream)
-            for piece in pieces:
-                print(piece, end="", flush=stream)
-            print(flush=stream)
+        if as_json:
+            for text in _finished(engine, texts, sampling):
+                print(json.dumps(_result(text, engine, seed), ensure_ascii=False), flush=stream)
+        elif stream:
+            for text in texts:
+                print("---\n" * bool(text.sample) + show(text.prompt), end="", flush=True)
+                for _, piece in write(engine, [text], sampling):
+                    print(show(piece), end="", flush=True)
+                print(flush=True)
+        else:
+            finished = (show(text.prompt + text.text) for text in _finished(engine, texts, sampling))
+            print(*finished, sep="\n---\n")
     except KeyboardInterrupt:
-        print(flush=True)
+        print(end="" if as_json else "\n", flush=True)
         raise typer.Exit(130) from None
+
+
+def _finished(engine: "Backend", texts: "list[Text]", sampling: "Sampling") -> "Iterator[Text]":
+    """All of `texts`, written many at a time, in their order."""
+    from minigpt.inference import write
+
+    waiting = deque(texts)
+    for _ in write(engine, texts, sampling, rows=min(len(texts), ROWS)):
+        while waiting and waiting[0].stopped:
+            yield waiting.popleft()
+
+
+def _result(text: "Text", engine: "Backend", seed: int) -> dict[str, Any]:
+    result = {
+        "prompt": text.prompt,
+        "text": text.text,
+        "tokens": len(text.written),
+        "stopped": text.stopped,
+        "seed": seed,
+        "sample": text.sample,
+    }
+    if text.logprobs is not None:
+        pieces = (engine.tokenizer.pieces[token] for token in text.written)
+        result["logprobs"] = [[piece, round(logprob, 6)] for piece, logprob in zip(pieces, text.logprobs, strict=True)]
+    return result
 
 
 @app.command()
@@ -179,15 +237,35 @@ def _resolve(backend: BackendName | None, model: Path | None) -> tuple[BackendNa
     return fitting, model
 
 
-def _read_prompt(prompt: str | None) -> str:
+def _read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
+    if prompts_file is not None:
+        if prompt is not None:
+            raise UserError("prompts-file: give --prompt or --prompts-file, not both")
+        return _read_text(prompts_file).removesuffix("\n").split("\n")
     if prompt is not None:
-        return prompt
+        return [prompt]
     if sys.stdin is None or sys.stdin.isatty():
-        return ""
+        return [""]
     try:
-        return sys.stdin.read().removesuffix("\n")
+        return [sys.stdin.read().removesuffix("\n")]
     except UnicodeDecodeError as error:
         raise UserError(f"standard input: not UTF-8 text at byte {error.start}; convert it first") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}; convert it first") from None
+
+
+def _warn_of_unknown(engine: "Backend", text: str) -> None:
+    from minigpt.tokenizer import printable
+
+    if unknown := engine.tokenizer.unknown(text):
+        _warn(f"the model does not know these characters and reads them as <unk>: {printable(unknown)}")
 
 
 def _warn(message: str) -> None:

@@ -79,6 +79,7 @@ class Text:
         self.ids = tokenizer.encode(prompt)[:-1]  # <eos> would end the text here
         self.logprobs: list[float] | None = [] if logprobs else None
         self.stopped: str | None = None
+        self._pieces: list[str] = []
         self._first = len(self.ids)
         self._end = self._first + max_new_tokens
         self._decoder = tokenizer.decoder()
@@ -88,6 +89,11 @@ class Text:
     def written(self) -> list[int]:
         """The tokens that have been written, <eos> included."""
         return self.ids[self._first :]
+
+    @property
+    def text(self) -> str:
+        """What has been written, as far as it is certain."""
+        return "".join(self._pieces)
 
     @property
     def left(self) -> int:
@@ -115,6 +121,7 @@ class Text:
     def _release(self, keep: int) -> str:
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
+        self._pieces.append(text)
         return text
 
 

@@ -33,7 +33,7 @@ class Sampling:
         temperature: above 1 bolder, below 1 safer, 0 greedy: always the likeliest. Finite, ≥ 0.
         top_k: keep the k likeliest candidates, ≥ 1; above the vocabulary it keeps all.
         top_p: of these, keep the likeliest that together reach this probability, in (0, 1].
-        min_p: of these, keep those at least this times as likely as the likeliest, in [0, 1].
+        min_p: of these, keep those at least so likely, as a share of the likeliest, in [0, 1].
         repetition_penalty: tokens that occur in the text so far have positive logits divided by it and
             negative ones multiplied (Keskar et al., arXiv:1909.05858); above 0, and 1 changes nothing.
         ignore_eos: never end the text: <eos> is never sampled.

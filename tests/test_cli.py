@@ -1,6 +1,7 @@
 """minigpt-cli as a user runs it: a process, its output, its exit code."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -65,6 +66,48 @@ def test_json_and_several_samples(cli):
     assert greedy["stopped"] == "eos"
 
 
+def test_prompts_of_a_file_are_continued_line_by_line(cli, tmp_path):
+    (tmp_path / "prompts.txt").write_text("The quick brown\n\nThe\n")
+    options = ["--seed", "5", "--temperature", "2", "--max-new-tokens", "20"]
+    lines = cli("generate", "--prompts-file", f"{tmp_path}/prompts.txt", "-n", "2", *options).stdout.splitlines()
+    results = [json.loads(line) for line in lines]
+    assert [(result["prompt"], result["sample"]) for result in results] == [
+        (prompt, sample) for prompt in ("The quick brown", "", "The") for sample in range(2)
+    ]
+    for result in results[::2]:
+        assert result == json.loads(cli("generate", "-p", result["prompt"], *options, "--json").stdout)
+    assert "none.txt: cannot be read" in cli("generate", "--prompts-file", "none.txt", code=1).stderr
+
+
+def test_stop_and_log_probabilities(cli):
+    command = ["generate", "-p", "The quick brown", "--greedy", "--stop", " lazy", "--stop", "jumping"]
+    assert cli(*command).stdout == "The quick brown fox jumps over the\n"
+    result = json.loads(cli(*command, "--json", "--logprobs").stdout)
+    assert result["stopped"] == "stop"
+    assert "".join(piece for piece, _ in result["logprobs"]) == " fox jumps over the lazy"
+    assert all(-5 < logprob <= 0 for _, logprob in result["logprobs"])
+
+
+def test_ctrl_c_leaves_what_was_written(models):
+    command = [sys.executable, "-m", "minigpt.cli", "generate", "-p", "The", "--ignore-eos", "--temperature", "2"]
+    whole = subprocess.run(command, cwd=models, capture_output=True, text=True, check=True).stdout
+    endless = [*command, "--max-new-tokens", "100000000"]
+    with subprocess.Popen(endless, cwd=models, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        start = process.stdout.read(100)  # comes while the text is being written
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert whole.startswith(start)
+    assert rest.endswith("\n")
+
+
+def test_terminal_sequences_are_shown_not_executed(cli):
+    options = ["-p", "\x1b[2Ja\u202eb\tc", "--max-new-tokens", "3"]
+    assert cli("generate", *options).stdout.startswith("\\x1b[2Ja\\u202eb\tc")
+    assert cli("generate", *options, "--no-stream").stdout.startswith("\\x1b[2Ja\\u202eb\tc")
+    assert cli("generate", *options, "--raw").stdout.startswith("\x1b[2Ja\u202eb\tc")
+
+
 def test_unknown_characters_give_one_warning_and_text_all_the_same(cli):
     result = cli("generate", "-p", "ZéZ fox\x1b", "--max-new-tokens", "3")
     assert result.stderr.count("\n") == 1
@@ -91,6 +134,10 @@ def test_a_megabyte_of_prompt(cli):
         (["--seed", "-1"], "seed: must be from 0 to 2^63 - 1, but it is -1"),
         (["--num-samples", "0"], "num-samples: must be 1 or more, but it is 0"),
         (["--greedy", "--temperature", "1"], "greedy: means temperature 0"),
+        (["--top-p", "0"], "top-p: must be above 0 and at most 1, but it is 0.0"),
+        (["--stop", ""], "stop: must not be empty"),
+        (["--logprobs"], "logprobs: comes with --json"),
+        (["--prompts-file", "a.txt"], "prompts-file: give --prompt or --prompts-file, not both"),
         (
             ["--model", "none.onnx"],
             "none.onnx: cannot be read: No such file or directory; run `dvc repro` to make one, or name",

@@ -23,7 +23,7 @@ FILES = sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT 
 
 # the layers of minigpt, from the bottom; a module imports only from layers below its own
 LAYERS = [
-    {"errors", "parallel", "text"},
+    {"errors", "parallel", "terminal", "text"},
     {"config", "files", "tokenizer"},
     {"corpus", "dataset", "model", "sampling"},
     {"checkpoint", "encoding", "loss", "optim"},
