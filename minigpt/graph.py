@@ -23,6 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from minigpt.draft import Draft
 from minigpt.model import NORM_EPS, FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
 
 OPSETS = {"": 23, "com.microsoft": 1}
@@ -57,8 +58,8 @@ class Graph:
         return file.SerializeToString(deterministic=True)
 
 
-def to_onnx(model: MiniGPT, metadata: dict[str, Any]) -> bytes:
-    """The model as the bytes of an ONNX file, `metadata` inside; equal models give equal bytes."""
+def to_onnx(model: MiniGPT, metadata: dict[str, Any], draft: Draft | None = None) -> bytes:
+    """The model as the bytes of an ONNX file, `metadata` and `draft` inside; equal models give equal bytes."""
     graph = Graph()
     add_model(graph, model)
     V = model.token_embedding.num_embeddings
@@ -70,6 +71,7 @@ def to_onnx(model: MiniGPT, metadata: dict[str, Any]) -> bytes:
         [_integers(name, ["B", "T"]) for name in ids] + [_floats(f"past_{part}", cache) for part in parts],
         [_floats("logits", ["B", "T", V]), *(_floats(f"present_{part}", cache) for part in parts)],
         minigpt=json.dumps(metadata),
+        **({"draft": draft.to_text()} if draft else {}),
     )
 
 

@@ -6,9 +6,12 @@ from typing import Protocol
 
 import numpy as np
 
+from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.sampling import Noise, Sampling, log_probability, next_tokens
 from minigpt.tokenizer import EOS, PAD, Tokenizer
+
+GUESSES = 5  # tokens that are read ahead
 
 
 class Memory(Protocol):
@@ -28,6 +31,7 @@ class Backend(Protocol):
 
     tokenizer: Tokenizer
     max_seq_len: int
+    draft: Draft | None  # what guesses the next tokens, where the model file has it
 
     def memory(self, rows: int) -> Memory:
         """A new one, for `rows` texts."""
@@ -146,18 +150,41 @@ class _Row:
             return np.array(ids[start:]), 0
         return np.array(ids[-1:]), len(ids) - 1 - start
 
-    def advance(self) -> str:
-        """Read what is unread and write a token."""
-        return self.write(self.memory.read(self.row, *self.unread())[-1])
+    def advance(self, count: int = 0) -> Iterator[str]:
+        """Read what is unread, and up to `count` guesses behind it; write as many tokens as the guesses are right.
+
+        At least one. Yields what each adds to the text.
+        """
+        unread, past = self.unread()
+        guesses = self.guess(count)
+        logits = self.memory.read(self.row, np.array([*unread, *guesses]), past)[len(unread) - 1 :]
+        for token, guess, row in zip(self.choose(logits, guesses), [*guesses, None], logits, strict=True):
+            yield self.text.add(token, row)
+            if self.text.stopped or token != guess:
+                return
+
+    def guess(self, count: int) -> list[int]:
+        """Up to `count` tokens that may come next: no more than may still be written, within the window."""
+        draft, position = self._backend.draft, len(self.text.ids)
+        count = min(count, self.text.left - 1, self._start + self._backend.max_seq_len - position)
+        if draft is None or count < 1:
+            return []
+        return draft.guess(self.text.ids, self.noise.rows(position, count), self.sampling.temperature)
+
+    def choose(self, logits: np.ndarray, guesses: Sequence[int] = ()) -> list[int]:
+        """The next token, and what would follow each of `guesses` if they were right: logits (N, V) → N ids."""
+        seen = None
+        if self.sampling.repetition_penalty != 1:
+            seen = np.zeros(logits.shape, dtype=bool)
+            seen[:, self.text.ids] = True
+            for i, guess in enumerate(guesses, start=1):
+                seen[i:, guess] = True
+        noise = self.noise.rows(len(self.text.ids), len(logits))
+        return next_tokens(logits, noise, self.sampling, seen).tolist()
 
     def write(self, logits: np.ndarray) -> str:
         """Choose the next token by logits (V,); returns what it adds to the text."""
-        noise = self.noise.rows(len(self.text.ids), 1)
-        seen = None
-        if self.sampling.repetition_penalty != 1:
-            seen = np.zeros((1, len(logits)), dtype=bool)
-            seen[0, self.text.ids] = True
-        return self.text.add(int(next_tokens(logits[None], noise, self.sampling, seen)[0]), logits)
+        return self.text.add(self.choose(logits[None])[0], logits)
 
 
 def write(
@@ -179,7 +206,8 @@ def write(
         if not active:
             return
         if rows == 1:
-            yield active[0].text, active[0].advance()
+            for piece in active[0].advance(GUESSES):
+                yield active[0].text, piece
         else:
             yield from _turn(active, memory, rows)
         free += [row.row for row in active if row.text.stopped]

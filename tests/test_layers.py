@@ -25,7 +25,7 @@ FILES = sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT 
 LAYERS = [
     {"errors", "parallel", "terminal", "text"},
     {"config", "files", "tokenizer"},
-    {"corpus", "dataset", "model", "sampling"},
+    {"corpus", "dataset", "draft", "model", "sampling"},
     {"checkpoint", "encoding", "loss", "optim"},
     {"backends", "backends/torch", "backends/onnx", "inference", "train", "evaluate"},
     {"export", "fetch", "graph"},

@@ -12,7 +12,8 @@ with B texts, T new ids of each, V vocabulary, S = max_seq_len, H heads, E chann
     present_key_i     float32  (B, H, S, E)   the past with T positions more; may be the very memory of the past,
     present_value_i   float32  (B, H, S, E)   and then nothing is copied
 
-and in its metadata, under "minigpt", a JSON text with "config", "tokenizer" and "training".
+and in its metadata, under "minigpt", a JSON text with "config", "tokenizer" and "training", and under
+"draft", if it is there, a table of guesses (`minigpt/draft.py`).
 `examples/generate.py` is a program that needs nothing else.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.tokenizer import tokenizer_from_dict
 
@@ -41,14 +43,17 @@ class OnnxBackend:
         """`threads`: for ONNX Runtime; 0 lets it choose."""
         self.session = _open(path, threads)
         try:
-            self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["minigpt"])
+            texts = self.session.get_modelmeta().custom_metadata_map
+            self.metadata: dict[str, Any] = json.loads(texts["minigpt"])
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
+            self.draft: Draft | None = None
+            if "draft" in texts:
+                self.draft = Draft.from_text(texts["draft"], self.tokenizer.vocab_size)
             _, self._heads, _, self._channels = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: an ONNX file, but not one that this version of MiniGPT exported") from None
-        self.draft = None
 
     def memory(self, rows: int) -> "OnnxMemory":
         shape = (rows, self._heads, self.max_seq_len, self._channels)

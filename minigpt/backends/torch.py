@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from minigpt.checkpoint import load_model
+from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.model import Cache, MiniGPT
 from minigpt.tokenizer import Tokenizer, tokenizer_from_dict
@@ -19,7 +20,7 @@ class TorchBackend:
         """`metadata`: of the checkpoint that the model comes from."""
         self.model, self.tokenizer, self.metadata = model, tokenizer, metadata or {}
         self.max_seq_len = model.max_seq_len
-        self.draft = None
+        self.draft: Draft | None = None
 
     @classmethod
     def load(cls, path: Path) -> "TorchBackend":
