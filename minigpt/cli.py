@@ -1,9 +1,10 @@
-"""minigpt-cli: generate text, look into model files, fetch corpora.
+"""minigpt-cli: generate and score text, look into model files, fetch corpora.
 
 Everything heavy is imported inside the command that needs it: `generate --backend onnx` loads only
 typer, NumPy and ONNX Runtime.
 """
 
+import csv
 import io
 import json
 import sys
@@ -176,6 +177,94 @@ def _result(text: "Text", engine: "Backend", seed: int) -> dict[str, Any]:
 
 
 @app.command()
+def chat(
+    backend: BackendOption = None,
+    model: ModelOption = None,
+    max_new_tokens: MaxNewTokensOption = 200,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    seed: SeedOption = 0,
+) -> None:
+    """Write a text in turns with the model: you begin, it goes on. /help tells what else there is.
+
+    Examples:
+
+        minigpt-cli chat --temperature 0.6
+
+        printf "Once upon a time\\n/regenerate\\n" | minigpt-cli chat
+    """
+    from minigpt.chat import Chat
+    from minigpt.sampling import Sampling
+
+    temperature = 0.8 if temperature is None else temperature
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
+    try:
+        Chat(_load(backend, model), sampling, max_new_tokens).run()
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Texts in UTF-8; - is standard input.")],
+    backend: BackendOption = None,
+    model: ModelOption = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Score each line too, after those before it.")] = False,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+) -> None:
+    """Measure how well the model predicts texts: loss (nats a token), perplexity, bits per character.
+
+    A file is one document, and its end is predicted too.
+
+    Examples:
+
+        minigpt-cli score chapter-1.txt chapter-2.txt
+
+        minigpt-cli score --lines --csv poem.txt > poem.csv
+    """
+    from minigpt.score import score as score_text
+
+    if as_json and as_csv:
+        raise UserError("csv: give --json or --csv, not both")
+    texts = {str(file): _read_text(file).removesuffix("\n") for file in files}
+    engine = _load(backend, model)
+    _warn_of_unknown(engine, "".join(texts.values()))
+    rows = []
+    for name, text in texts.items():
+        whole, each = score_text(engine, text)
+        rows.append({"file": name, "line": None, **whole.figures()})
+        if lines:
+            rows += [{"file": name, "line": number, **line.figures()} for number, line in enumerate(each, start=1)]
+    _print_table(rows, as_json, as_csv)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path] | None, typer.Argument(help="Model files. Default: those that `dvc repro` made.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The length of each text.")] = 200,
+    rounds: Annotated[int, typer.Option(help="How often each way writes.")] = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how fast models write on this machine: a text alone and 16 together, all ways in turn.
+
+    Where the model file has a table of guesses, tokens_per_run shows how far it helps: guesses that prove
+    right save runs of the model, and the text is the same.
+    """
+    from minigpt.bench import measure
+
+    if rounds < 1:
+        raise UserError(f"rounds: must be 1 or more, but it is {rounds}")
+    paths = models or [path for path in MODELS.values() if path.exists()] or [MODELS[BackendName.onnx]]
+    _print_table(measure({str(path): _load(None, path) for path in paths}, max_new_tokens, rounds), as_json)
+
+
+@app.command()
 def info(backend: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False) -> None:
     """Show what is inside a model file."""
     engine = _load(backend, model)
@@ -246,13 +335,19 @@ def _read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
         return [prompt]
     if sys.stdin is None or sys.stdin.isatty():
         return [""]
+    return [_read_stdin().removesuffix("\n")]
+
+
+def _read_stdin() -> str:
     try:
-        return [sys.stdin.read().removesuffix("\n")]
+        return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise UserError(f"standard input: not UTF-8 text at byte {error.start}; convert it first") from None
 
 
 def _read_text(path: Path) -> str:
+    if str(path) == "-":
+        return _read_stdin()
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -266,6 +361,28 @@ def _warn_of_unknown(engine: "Backend", text: str) -> None:
 
     if unknown := engine.tokenizer.unknown(text):
         _warn(f"the model does not know these characters and reads them as <unk>: {printable(unknown)}")
+
+
+def _print_table(rows: list[dict[str, Any]], as_json: bool = False, as_csv: bool = False) -> None:
+    """JSON a row a line, or CSV, or columns for the eye."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        padded = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        print(line[0].ljust(widths[0]), *padded, sep="  ")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else visible(str(value))
 
 
 def _warn(message: str) -> None:

@@ -58,6 +58,7 @@ class Text:
         sample: its number among the texts of one seed.
         ids: <bos>, the prompt, and the tokens that have been written.
         logprobs: of the tokens that have been written, if asked for: in nats, as the model itself has it.
+        runs, guessed: of the model and of its tokens, how many it took; see `minigpt/draft.py`.
         stopped: None as long as it goes on, then "eos", "length" or "stop".
     """
 
@@ -82,6 +83,7 @@ class Text:
         self.prompt, self.sample, self.stop = prompt, sample, stop
         self.ids = tokenizer.encode(prompt)[:-1]  # <eos> would end the text here
         self.logprobs: list[float] | None = [] if logprobs else None
+        self.runs, self.guessed = 0, 0
         self.stopped: str | None = None
         self._pieces: list[str] = []
         self._first = len(self.ids)
@@ -157,6 +159,8 @@ class _Row:
         """
         unread, past = self.unread()
         guesses = self.guess(count)
+        self.text.runs += 1
+        self.text.guessed += len(guesses)
         logits = self.memory.read(self.row, np.array([*unread, *guesses]), past)[len(unread) - 1 :]
         for token, guess, row in zip(self.choose(logits, guesses), [*guesses, None], logits, strict=True):
             yield self.text.add(token, row)
@@ -184,6 +188,7 @@ class _Row:
 
     def write(self, logits: np.ndarray) -> str:
         """Choose the next token by logits (V,); returns what it adds to the text."""
+        self.text.runs += 1
         return self.text.add(self.choose(logits[None])[0], logits)
 
 

@@ -28,7 +28,7 @@ LAYERS = [
     {"corpus", "dataset", "draft", "model", "sampling"},
     {"checkpoint", "encoding", "loss", "optim"},
     {"backends", "backends/torch", "backends/onnx", "inference", "train", "evaluate"},
-    {"export", "fetch", "graph"},
+    {"bench", "chat", "export", "fetch", "graph", "score"},
     {"cli"},
 ]
 
