@@ -9,7 +9,7 @@ from minigpt.dataset import Batches
 from minigpt.errors import UserError
 from minigpt.loss import bits_per, cross_entropy, mean_loss
 from minigpt.model import MiniGPT
-from minigpt.optim import build_optimizer, learning_rate
+from minigpt.optim import build_optimizers, learning_rate
 from minigpt.train import Interrupted, Progress, Trainer
 
 
@@ -99,7 +99,8 @@ def test_bits_per_character_count_every_prediction():
 
 def test_weight_decay_is_on_matrices_only():
     model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32)
-    decayed, spared = build_optimizer(model, train_config()).param_groups
+    (adamw,) = build_optimizers(model, train_config())
+    decayed, spared = adamw.param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in spared["params"]} == {1}
@@ -107,7 +108,7 @@ def test_weight_decay_is_on_matrices_only():
 
 def test_the_schedule_warms_up_and_ends_on_the_minimum():
     config = train_config(max_steps=100, warmup_steps=10, learning_rate=1.0, min_learning_rate=0.1)
-    rates = [learning_rate(step, config) for step in range(101)]
+    rates = [learning_rate(step, config, 100) for step in range(101)]
     assert rates[0] == 0.1
     assert rates[9] == rates[10] == max(rates) == 1.0
     assert rates[55] == pytest.approx(0.55)
