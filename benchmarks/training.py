@@ -1,6 +1,6 @@
 """Training against transformers' GPT-2 with the usual PyTorch loop: tokens a second, and time to a loss.
 
-Tiny Shakespeare, one thread, models of one size (128 wide, d_ff 512, context 64). The peer has nanoGPT's hyperparameters
+Tiny Shakespeare, one thread, models of one size (128 wide, d_ff 512, context 64). The peer has nanoGPT's settings
 for a CPU. Both sides train in turn in one process; evaluation, always on the whole validation split in blocks of 64,
 is off the clock. Times are CPU seconds, which other work on the machine disturbs least.
 

@@ -6,7 +6,6 @@ Li et al., arXiv:2006.15704).
 """
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -86,16 +85,17 @@ def launch(module: str, processes: int) -> None:
         UserError: a process was killed.
         SystemExit: a process failed, having said why; or a signal ended them all.
     """
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's pages about a failed process; read at the import
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # pages about a failed process
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id="minigpt",
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,

@@ -26,15 +26,17 @@ class TrainingProgress(Progress):
             console=Console(stderr=True),
         )
         self.total_steps = total_steps
-        self.figures: dict[str, float] = {}
-        self.began, self.tokens_before = time.monotonic(), done.tokens
+        self.figures: dict[str, str] = {}
+        self.before = (time.monotonic(), done.tokens)
         self.task = self.add_task("train", total=total_steps, completed=done.step, figures="")
 
     def __call__(self, row: Row) -> None:
-        self.figures |= {name: row[name] for name in ("train/loss", "val/loss") if name in row}
-        speed = (row["tokens"] - self.tokens_before) / (time.monotonic() - self.began)
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
-        figures = f"{losses}  {speed:,.0f} tokens/s"
+        now = (time.monotonic(), row["tokens"])
+        if "train/loss" in row:  # a validation takes time, but has no tokens of its own
+            self.figures["tokens/s"] = f"{(now[1] - self.before[1]) / (now[0] - self.before[0]):,.0f}"
+        self.before = now
+        self.figures |= {name: f"{row[name]:.4f}" for name in ("train/loss", "val/loss") if name in row}
+        figures = "  ".join(f"{name} {value}" for name, value in sorted(self.figures.items(), reverse=True))
         self.update(self.task, completed=row["step"], figures=figures)
         if "val/loss" in row and not self.console.is_terminal:
             log.info("step %d/%d  %s", row["step"], self.total_steps, figures)
