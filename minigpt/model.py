@@ -122,6 +122,14 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """`attention_weights(q, k) @ v` by PyTorch's kernel; `mask` is None where nothing is cached."""
+    if q.device.type == "cpu":  # whose backward pass takes four times as long in bfloat16 as in float32
+        q, k, v = q.float(), k.float(), v.float()
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+
+
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each on D of the C channels.
 
@@ -159,11 +167,9 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if not self.fast:
             attended = F.dropout(attention_weights(q, k), dropout) @ v
-        elif past is None:
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         else:
-            mask = causal_mask(T, k.shape[2] - T, x.device)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            mask = None if past is None else causal_mask(T, k.shape[2] - T, x.device)
+            attended = fused_attention(q, k, v, mask, dropout)
         return self.output(attended.transpose(1, 2).reshape(B, T, C)), (k, v)
 
 
@@ -258,9 +264,9 @@ class MiniGPT(nn.Module):
         self.norm = build_norm(norm, d_model)
         self.head = nn.Linear(d_model, vocab_size)
         if zero_init:
-            for block in self.blocks:
-                nn.init.zeros_(block.attention.output.weight)
-                nn.init.zeros_(block.feed_forward.linear2.weight)
+            for name, parameter in self.blocks.named_parameters():
+                if name.endswith(("attention.output.weight", "feed_forward.linear2.weight")):
+                    nn.init.zeros_(parameter)
         # PyTorch's own N(0, 1) would drown the positional pattern (mean square 1/2) and what blocks add
         nn.init.normal_(self.token_embedding.weight, std=0.5)
 

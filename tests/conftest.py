@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,17 @@ class Project:
         out, err = process.communicate(timeout=600)
         assert process.returncode == code, f"{' '.join(command)}: exit {process.returncode}\n{out}\n{err}"
         return out + err
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def states(project: Project) -> list[Path]:
+    return list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import tokenizers
-from conftest import ROOT, Project
+from conftest import ROOT, Project, states, wait_for
 
 from minigpt.backends.onnx import OnnxBackend
 
@@ -238,17 +237,6 @@ def test_a_crashed_training_reads_failed(project):
     assert "RuntimeError: a bug" in out
     (run,) = runs(project)
     assert run.info.status == "FAILED"
-
-
-def wait_for(condition, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def states(project: Project) -> list[Path]:
-    return list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
