@@ -28,7 +28,7 @@ from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.tokenizer import tokenizer_from_dict
 
-KEPT = 8  # bindings are kept for so many ids at most; longer reads are rare
+KEPT = 8  # a binding is kept for reads of so many ids at most; longer ones are rare
 
 
 class OnnxBackend:
