@@ -74,7 +74,7 @@ def _train(trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Token
     characters = tokens.info[tokens.val_split].characters
     held_out = tokens.val_split == "val"
     with (
-        tracking.training_run(params, tokens, folder, trainer.progress) as run,
+        tracking.training_run(trainer, params, tokens, folder) as run,
         TrainingProgress(params.train.max_steps, trainer.progress.step) as progress,
     ):
 
@@ -93,7 +93,7 @@ def _train(trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Token
             sys.exit(128 + signals[0])  # not 0, or DVC would take the outs for finished
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
-        run.finish_training(project.MODEL, held_out)
+        run.finish(project.MODEL, held_out)
 
 
 def _fingerprint(params: Params, tokens: Tokens) -> str:

@@ -9,28 +9,27 @@ import webbrowser
 from threading import Timer
 
 from minigpt.errors import UserError
-from pipeline import run_stage, tracking
+from pipeline import run_stage, store
 
 PORT = os.environ.get("PORT", "5000")
 
 
 def main() -> None:
     try:
-        mlflow = tracking.mlflow()  # makes the store where there is none yet
+        mlflow = store.mlflow()  # makes the store where there is none yet
     except Exception as error:  # whatever is wrong with the store
-        raise UserError(f"the tracking store cannot be opened: {' '.join(str(error).split())[:200]}") from None
-    store = mlflow.get_tracking_uri()
-    server = store if store.startswith("http") else f"http://127.0.0.1:{PORT}"
-    experiment = mlflow.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
-    url = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    if server != store:
+        raise UserError(f"the tracking store cannot be opened: {store.reason(error)}") from None
+    uri = mlflow.get_tracking_uri()
+    server = uri if uri.startswith("http") else f"http://127.0.0.1:{PORT}"
+    url = f"{server}/#/experiments/{store.experiment_id()}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    if server != uri:
         _check_port()
     print(f"{url}\nCtrl-C ends it", flush=True)
     if sys.stdout.isatty():
         Timer(5, webbrowser.open, [url]).start()  # the server takes about so long to start
-    if server == store:
+    if server == uri:
         return
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", PORT, "--workers", "1"]
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode)

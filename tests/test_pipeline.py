@@ -85,14 +85,29 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     )
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [5, 10, 15, 20, 25, 30]
-    assert {"git_commit", "git_dirty", "model_sha256"} <= set(run.data.tags)
+    last = run.data.metrics
+    assert {"gradient_norm", "cpu_seconds", "peak_memory_mib"} <= set(last)
+    assert last["parameters"] == OnnxBackend(reproduced.root / "models/minigpt.onnx").metadata["parameters"]
+    assert last["tokens"] == 30 * 4 * 32
+    assert last["flops"] > 6 * last["tokens"] * 0.8 * last["parameters"]
+    assert 0 < last["wall_seconds"] < 600
+    by_tokens = [metric.value for metric in client.get_metric_history(run.info.run_id, "tokens")]
+    assert len(by_tokens) == 6 + 2  # at each row of train/loss and of val/loss, so that any curve is by tokens, too
+    assert {"git_commit", "git_dirty", "model_sha256", "cpu", "threads", "torch", "python"} <= set(run.data.tags)
+    assert run.info.run_name == "defaults"
     assert "| perplexity | " in run.data.tags["mlflow.note.content"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "tales.txt"
     files = {
         file.path for folder in ("", "reports", "figures") for file in client.list_artifacts(run.info.run_id, folder)
     }
-    assert {"samples.json", "model_card.md", "reports/training.csv", "reports/samples.md", "figures/loss.png"} <= files
+    assert {"samples.json", "model_card.md", "reports/training.csv", "reports/samples.md"} <= files
+    drawn = {"loss", "learning_rate", "attention", "positional_encoding", "mistakes"}
+    assert {f"figures/{name}.png" for name in drawn} <= files
+    card = (reproduced.root / "reports/model_card.md").read_text()
+    assert card == run.data.tags["mlflow.note.content"]
+    for words in (dataset.dataset.digest, "CC0", "of the best bigram model", "## Samples", run.data.tags["git_commit"]):
+        assert words in card
 
 
 def test_the_tracked_model_is_the_file_itself_and_answers(reproduced, monkeypatch):
@@ -168,7 +183,7 @@ def test_experiments_and_dvc_s_own_views(project):
     assert "Running stage 'train'" in out
     assert "Running stage 'prepare'" not in out
     (run,) = runs(project)
-    assert run.info.run_name == "faster"
+    assert run.info.run_name == "num_layers=1 learning_rate=0.001"
     assert run.data.tags["dvc_experiment"] == "faster"
     assert run.data.params["train.learning_rate"] == "0.001"
     assert "learning_rate" in project.run("dvc", "params", "diff")
@@ -180,7 +195,11 @@ def test_experiments_and_dvc_s_own_views(project):
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page)
     # a temporary workspace uses its own code and the main repository's store
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
-    assert [run.info.run_name for run in runs(project)] == ["faster", "apart"]
+    assert [run.info.run_name for run in runs(project)] == [
+        "num_layers=1 learning_rate=0.001",
+        "num_layers=1 learning_rate=0.001 seed=1",
+    ]
+    assert runs(project)[1].data.tags["dvc_experiment"] == "apart"
 
 
 def test_a_corpus_that_holds_nothing_out_says_so(project):
