@@ -1,10 +1,17 @@
 """What several tests share: counts, a small trained model, and a copy of the project to run."""
 
+import contextlib
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +124,13 @@ class Project:
         self.run("git", "init", "--quiet", "--initial-branch=main")
         self.commit()
 
+    def copy(self, root: Path) -> "Project":
+        """The same at `root`, with an empty tracking store."""
+        copy = Project.__new__(Project)
+        copy.root, copy.env = root, self.env
+        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db"))
+        return copy
+
     def edit(self, name: str, old: str, new: str) -> None:
         file = self.root / name
         text = file.read_text()
@@ -143,6 +157,45 @@ class Project:
         return out + err
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What `condition` returns as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+@contextlib.contextmanager
+def server(project: Project, *command: str, **env: str) -> Iterator[subprocess.Popen]:
+    """A process that serves while the block runs; ended with all its workers."""
+    process = project.start(*command, **env)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there and content."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory) -> Project:
     """A project on which `dvc repro` has run, and whose results are committed; leave it as it is."""
@@ -155,7 +208,4 @@ def reproduced(tmp_path_factory) -> Project:
 @pytest.fixture
 def project(reproduced, tmp_path) -> Project:
     """A copy of `reproduced` to change; its tracking store is empty."""
-    copy = Project.__new__(Project)
-    copy.root, copy.env = tmp_path / "project", reproduced.env
-    shutil.copytree(reproduced.root, copy.root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db"))
-    return copy
+    return reproduced.copy(tmp_path / "project")

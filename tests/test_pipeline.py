@@ -1,19 +1,20 @@
 """The pipeline as a user runs it: dvc in a Git repository of its own, on a small configuration."""
 
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import tokenizers
-from conftest import ROOT, Project
+from conftest import ROOT, Project, wait_for
 
 from minigpt.backends.onnx import OnnxBackend
 
@@ -176,6 +177,73 @@ def test_without_its_run_the_store_gets_a_restored_one(project):
     assert len(runs(project)) == 1
 
 
+def test_going_back_to_a_model_goes_back_to_its_run(project):
+    project.run(sys.executable, "-m", "pipeline.tracking")
+    (first,) = runs(project)
+    project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
+    project.run("git", "restore", ".")
+    project.run("dvc", "checkout")
+    project.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    found = runs(project)
+    assert [run.info.run_name for run in found] == ["defaults", "learning_rate=0.01"]
+    assert found[0].info.run_id == first.info.run_id
+    assert found[0].info.end_time > found[1].info.end_time  # evaluate wrote to the model's own run
+
+    # the store is lost; Git and DVC know both models
+    shutil.rmtree(project.root / "mlruns")
+    out = project.run(sys.executable, "-m", "pipeline.tracking")
+    assert out.count("restored from commit") == 1
+    lost, again = found, runs(project)
+    client, _ = store(project)
+    for before, after in zip(lost, sorted(again, key=lambda run: run.info.run_name), strict=True):
+        assert after.info.run_name == before.info.run_name
+        assert after.data.tags["model_md5"] == before.data.tags["model_md5"]
+        assert after.data.params == before.data.params
+        for name in ("val/loss", "evaluation/loss", "evaluation/baseline_loss/bigram", "export/bytes"):
+            assert after.data.metrics[name] == pytest.approx(before.data.metrics[name])
+        steps = [metric.step for metric in client.get_metric_history(after.info.run_id, "train/loss")]
+        assert steps == [5, 10, 15, 20, 25, 30]
+    restored = next(run for run in again if run.info.run_name == "learning_rate=0.01")
+    assert restored.data.tags["dvc_experiment"] == "faster"
+    assert "restored" not in project.run(sys.executable, "-m", "pipeline.tracking")  # once more: all is there
+    assert len(runs(project)) == 2
+
+
+def test_another_clone_pulls_the_model_and_has_its_run(project, tmp_path):
+    project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    project.commit()
+    project.run("dvc", "push")
+    clone = Project.__new__(Project)
+    clone.root, clone.env = tmp_path / "clone", project.env
+    project.run("git", "clone", "--quiet", ".", str(clone.root))
+    clone.run("dvc", "pull")
+    clone.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    (run,) = runs(clone)
+    assert run.data.tags["restored"] == "true"
+    assert {"train/loss", "evaluation/loss"} <= set(run.data.metrics)
+    assert run.data.params["train.learning_rate"] == "0.003"
+
+
+def test_a_queue_of_two_workers(project, full):
+    if not full:
+        pytest.skip("with --full only: it starts DVC's workers")
+    for seed in ("1", "2", "3"):
+        project.run("dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"train.seed={seed}")
+    project.run("dvc", "queue", "start", "--jobs", "2")
+    wait_for(lambda: project.run("dvc", "queue", "status").count("Success") == 3, 300)
+    project.run("dvc", "queue", "stop")
+    found = runs(project)
+    assert sorted(run.info.run_name for run in found) == ["seed=1", "seed=2", "seed=3"]
+    for run in found:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["dvc_experiment"] == run.info.run_name.replace("=", "-")
+        assert {"train/loss", "evaluation/loss", "export/bytes"} <= set(run.data.metrics)
+    losses = {run.data.metrics["evaluation/loss"] for run in found}
+    assert len(losses) == 3
+    table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
+    assert {"seed-1", "seed-2", "seed-3"} <= set(table["Experiment"])
+
+
 def test_experiments_and_dvc_s_own_views(project):
     out = project.run(
         "dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-3", "-S", "model.num_layers=1"
@@ -257,13 +325,6 @@ def test_a_crashed_training_reads_failed(project):
     assert "RuntimeError: a bug" in out
     (run,) = runs(project)
     assert run.info.status == "FAILED"
-
-
-def wait_for(condition, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def states(project: Project) -> list[Path]:
