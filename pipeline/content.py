@@ -46,6 +46,15 @@ def log_metrics(run_id: str, values: dict[str, float], when: float | None = None
     log_rows(run_id, [(when or time.time(), {**values, "step": step})])
 
 
+def add_row(rows: list[tuple[float, Row]], row: Row) -> None:
+    """Append a row, with the time; what the last one has said of the same step is not said again.
+
+    MLflow draws a curve by tokens only where a step has one value of each metric.
+    """
+    said = rows[-1][1] if rows and rows[-1][1]["step"] == row["step"] else {}
+    rows.append((time.time(), {name: value for name, value in row.items() if name == "step" or name not in said}))
+
+
 def log_rows(run_id: str, rows: list[tuple[float, Row]]) -> None:
     """Log rows of metrics, each with its time (seconds)."""
     from mlflow.entities import Metric
@@ -216,9 +225,12 @@ def _params_of(model: Path) -> dict[str, Any]:
 def restore_training(run_id: str, snapshot: Snapshot, md5: str, summary: dict[str, Any]) -> None:
     """Give a run what `snapshot` knows of the training of the model `md5`; `summary` is as in training.json."""
     reports = snapshot.reports("train", md5)
-    for file in reports.keys() & CURVES.values():
-        log_rows(run_id, [(time.time(), row) for row in _table(reports[file]).to_dict("records")])
+    rows: list[tuple[float, Row]] = []
+    known = [row for file in reports.keys() & CURVES.values() for row in _table(reports[file]).to_dict("records")]
+    for row in sorted(known, key=lambda row: (row["step"], "val/loss" in row)):
+        add_row(rows, row)
     if reports:
+        log_rows(run_id, rows)
         log_texts(run_id, reports)
         log_curves(run_id)
     else:

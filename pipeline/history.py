@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from minigpt.errors import UserError
 from pipeline import project
 from pipeline.lineage import flatten, git
 
@@ -60,6 +61,18 @@ class Snapshot:
         if md5s.get(project.MODEL) != model_md5 or not known:
             return {}
         return {path: content.decode() for path, content in files.items()}
+
+
+def made_by(name: str) -> Snapshot:
+    """What DVC's experiment of that name made, or what a Git revision holds.
+
+    Raises:
+        UserError: there is neither.
+    """
+    for reference in (*git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").splitlines(), name):
+        if commit := git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{reference}^{{commit}}"):
+            return Snapshot(commit)
+    raise UserError(f"{name}: no experiment of DVC's and no Git revision")
 
 
 def committed() -> list[Snapshot]:

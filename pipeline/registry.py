@@ -10,6 +10,7 @@ from typing import Any
 
 from minigpt.errors import UserError
 from pipeline import content, project, run_stage, store
+from pipeline.history import made_by
 from pipeline.store import client, mlflow
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ def promote(which: str = "") -> str:
     """Give the alias to the model of a run (see above); returns a line that says so.
 
     Raises:
-        UserError: there is no such run, it was not evaluated and exported, or the champion is as good.
+        UserError: there is no such model, it was not evaluated and exported, or the champion is as good.
     """
-    run = _named(which) if which else _present()
+    run = _find(which)
     _check_complete(run)
     champion = _champion()
     loss = run.data.metrics[LOSS]
@@ -53,23 +54,18 @@ def promote(which: str = "") -> str:
     return f"{NAME} version {version.version} is the {ALIAS}: validation loss {loss:.4f}{before}"
 
 
-def _present() -> Any:
-    if not project.MODEL.exists():
+def _find(which: str) -> Any:
+    """The run of the model that lies here, or that an experiment or a commit made."""
+    if which:
+        md5 = made_by(which).model_md5
+    elif project.MODEL.exists():
+        md5 = project.file_digest(project.MODEL, "md5")
+    else:
         raise UserError(f"{project.MODEL}: not found; run `dvc repro`")
-    run = content.find(project.file_digest(project.MODEL, "md5"))
+    run = content.find(md5)
     if run is None:
-        raise UserError(f"{project.MODEL}: the tracking store does not know it; run `make sync`")
+        raise UserError(f"{which or project.MODEL}: the tracking store does not know this model; run `make sync`")
     return run
-
-
-def _named(which: str) -> Any:
-    quoted = which.replace("'", "")
-    # the latest run of the experiment; one that failed has no model
-    found = store.find(f"tags.dvc_experiment = '{quoted}' AND tags.model_md5 != ''")
-    found = found or store.find(f"attributes.run_id = '{quoted}'")
-    if found is None:
-        raise UserError(f"{which}: no run of such an experiment, and no such run")
-    return found
 
 
 def _check_complete(run: Any) -> None:

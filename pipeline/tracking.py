@@ -128,7 +128,9 @@ class TrainingRun(Run):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
         # of a training that goes on, what a killed process had not sent
-        self._rows = [(time.time(), row) for row in trainer.progress.history]
+        self._rows: list[tuple[float, Row]] = []
+        for row in trainer.progress.history:
+            content.add_row(self._rows, row)
         self._samples: dict[int, str] = {}  # by step
         self._flops_per_token = lineage.flops_per_token(trainer.model)
         self._costs = lineage.Costs()
@@ -158,6 +160,7 @@ class TrainingRun(Run):
             self.start(run_name=name, tags=tags, log_system_metrics=True)
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(self.id)
+            content.log_tags(self.id, origin)  # of this process, where it goes on with the run of another
             content.log_params(self.id, flat)
             content.log_metrics(self.id, {"parameters": parameters})
             content.log_dataset(self.id, params.data.path, tokens)
@@ -187,7 +190,7 @@ class TrainingRun(Run):
             speed = (row["tokens"] - self._mark_tokens) / (time.monotonic() - self._mark)
             flops = row["tokens"] * self._flops_per_token
             row = {**row, "tokens_per_second": speed, "flops": flops, **self._costs()}
-        self._rows.append((time.time(), row))
+        content.add_row(self._rows, row)
         if time.monotonic() - self._sent_at > SEND_EVERY:
             self._sent_at = time.monotonic()
             self.tell(self._send)

@@ -141,12 +141,11 @@ class Project:
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--message", "state")
 
-    def start(self, *command: str, **env: str) -> subprocess.Popen:
-        pipe = subprocess.PIPE
+    def start(self, *command: str, output: Any = subprocess.PIPE, **env: str) -> subprocess.Popen:
         environment = {**self.env, **env}
         # a session of its own, so that a server can be ended with all its workers
         return subprocess.Popen(
-            command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command, cwd=self.root, env=environment, stdout=output, stderr=output, text=True, start_new_session=True
         )
 
     def run(self, *command: str, code: int = 0, **env: str) -> str:
@@ -175,16 +174,16 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
 @contextlib.contextmanager
 def server(project: Project, *command: str, **env: str) -> Iterator[subprocess.Popen]:
     """A process that serves while the block runs; ended with all its workers."""
-    process = project.start(*command, **env)
+    process = project.start(*command, output=subprocess.DEVNULL, **env)
     try:
         yield process
     finally:
         os.killpg(process.pid, signal.SIGINT)
         try:
-            process.communicate(timeout=30)
+            process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
 
 
 def answers(url: str) -> bool:
@@ -202,6 +201,16 @@ def reproduced(tmp_path_factory) -> Project:
     project = Project(tmp_path_factory.mktemp("project"))
     project.run("dvc", "repro")
     project.commit()
+    return project
+
+
+@pytest.fixture(scope="session")
+def tried(reproduced, tmp_path_factory) -> Project:
+    """A project with the runs of three models, two of them DVC's experiments "faster" and "apart"."""
+    project = reproduced.copy(tmp_path_factory.mktemp("tried") / "project")
+    project.run(sys.executable, "-m", "pipeline.tracking")
+    project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
     return project
 
 

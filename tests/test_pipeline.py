@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -92,8 +91,8 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     assert last["tokens"] == 30 * 4 * 32
     assert last["flops"] > 6 * last["tokens"] * 0.8 * last["parameters"]
     assert 0 < last["wall_seconds"] < 600
-    by_tokens = [metric.value for metric in client.get_metric_history(run.info.run_id, "tokens")]
-    assert len(by_tokens) == 6 + 2  # at each row of train/loss and of val/loss, so that any curve is by tokens, too
+    tokens = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "tokens")]
+    assert tokens == [(step, step * 4 * 32) for step in (5, 10, 15, 20, 25, 30)]  # one value a step
     assert {"git_commit", "git_dirty", "model_sha256", "cpu", "threads", "torch", "python"} <= set(run.data.tags)
     assert run.info.run_name == "defaults"
     assert "| perplexity | " in run.data.tags["mlflow.note.content"]
@@ -177,36 +176,68 @@ def test_without_its_run_the_store_gets_a_restored_one(project):
     assert len(runs(project)) == 1
 
 
-def test_going_back_to_a_model_goes_back_to_its_run(project):
-    project.run(sys.executable, "-m", "pipeline.tracking")
-    (first,) = runs(project)
-    project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
+def test_experiments_are_runs_that_say_what_differs(tried):
+    restored, faster, apart = runs(tried)
+    assert restored.info.run_name == "defaults"
+    assert faster.info.run_name == "learning_rate=0.01"
+    assert faster.data.tags["dvc_experiment"] == "faster"
+    assert (
+        faster.data.tags["dvc_baseline"]
+        == faster.data.tags["git_commit"]
+        == tried.run("git", "rev-parse", "HEAD").strip()
+    )
+    assert faster.data.params["train.learning_rate"] == "0.01"
+    # a temporary workspace uses its own code and the main repository's store
+    assert apart.info.run_name == "learning_rate=0.01 seed=1"
+    assert apart.data.tags["dvc_experiment"] == "apart"
+    assert {"train/loss", "evaluation/loss", "export/bytes"} <= set(apart.data.metrics)
+
+
+def test_dvc_s_own_views(tried, tmp_path):
+    project = tried.copy(tmp_path / "project")
+    project.run("dvc", "exp", "apply", "faster")
+    assert "learning_rate" in project.run("dvc", "params", "diff")
+    assert "loss" in project.run("dvc", "metrics", "diff")
+    table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
+    assert {"faster", "apart"} <= set(table["Experiment"])
+    assert {"train.learning_rate", "reports/evaluation.json:loss"} <= set(table.columns) | {
+        "reports/evaluation.json:loss"
+    }
+    project.run("dvc", "plots", "diff")
+    page = (project.root / "dvc_plots/index.html").read_text()
+    assert "vegaEmbed(" in page
+    assert "Commonest mistakes" in page
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page)
+
+
+def test_going_back_to_a_model_goes_back_to_its_run(tried):
+    tried.run("git", "restore", ".")
+    tried.run("dvc", "checkout")
+    tried.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    first, *others = runs(tried)
+    assert len(others) == 2
+    assert all(first.info.end_time > other.info.end_time for other in others)
+
+
+def test_what_the_store_lost_is_in_git(tried, tmp_path):
+    project = tried.copy(tmp_path / "project")
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
-    project.run("dvc", "repro", "--force", "--single-item", "evaluate")
-    found = runs(project)
-    assert [run.info.run_name for run in found] == ["defaults", "learning_rate=0.01"]
-    assert found[0].info.run_id == first.info.run_id
-    assert found[0].info.end_time > found[1].info.end_time  # evaluate wrote to the model's own run
-
-    # the store is lost; Git and DVC know both models
-    shutil.rmtree(project.root / "mlruns")
     out = project.run(sys.executable, "-m", "pipeline.tracking")
-    assert out.count("restored from commit") == 1
-    lost, again = found, runs(project)
+    assert out.count("restored from commit") == 2
     client, _ = store(project)
-    for before, after in zip(lost, sorted(again, key=lambda run: run.info.run_name), strict=True):
+    name = lambda run: run.info.run_name  # noqa: E731
+    for before, after in zip(sorted(runs(tried), key=name), sorted(runs(project), key=name), strict=True):
         assert after.info.run_name == before.info.run_name
-        assert after.data.tags["model_md5"] == before.data.tags["model_md5"]
+        for tag in ("model_md5", "dvc_experiment", "dvc_baseline", "validation_tokens"):
+            assert after.data.tags.get(tag) == before.data.tags.get(tag)
         assert after.data.params == before.data.params
-        for name in ("val/loss", "evaluation/loss", "evaluation/baseline_loss/bigram", "export/bytes"):
-            assert after.data.metrics[name] == pytest.approx(before.data.metrics[name])
+        for metric in ("val/loss", "evaluation/loss", "evaluation/baseline_loss/bigram", "export/bytes"):
+            assert after.data.metrics[metric] == pytest.approx(before.data.metrics[metric])
         steps = [metric.step for metric in client.get_metric_history(after.info.run_id, "train/loss")]
         assert steps == [5, 10, 15, 20, 25, 30]
-    restored = next(run for run in again if run.info.run_name == "learning_rate=0.01")
-    assert restored.data.tags["dvc_experiment"] == "faster"
     assert "restored" not in project.run(sys.executable, "-m", "pipeline.tracking")  # once more: all is there
-    assert len(runs(project)) == 2
+    assert len(runs(project)) == 3
 
 
 def test_another_clone_pulls_the_model_and_has_its_run(project, tmp_path):
@@ -242,32 +273,6 @@ def test_a_queue_of_two_workers(project, full):
     assert len(losses) == 3
     table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
     assert {"seed-1", "seed-2", "seed-3"} <= set(table["Experiment"])
-
-
-def test_experiments_and_dvc_s_own_views(project):
-    out = project.run(
-        "dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-3", "-S", "model.num_layers=1"
-    )
-    assert "Running stage 'train'" in out
-    assert "Running stage 'prepare'" not in out
-    (run,) = runs(project)
-    assert run.info.run_name == "num_layers=1 learning_rate=0.001"
-    assert run.data.tags["dvc_experiment"] == "faster"
-    assert run.data.params["train.learning_rate"] == "0.001"
-    assert "learning_rate" in project.run("dvc", "params", "diff")
-    assert "loss" in project.run("dvc", "metrics", "diff")
-    assert "faster" in project.run("dvc", "exp", "show", "--csv")
-    project.run("dvc", "plots", "diff")
-    page = (project.root / "dvc_plots/index.html").read_text()
-    assert "vegaEmbed(" in page
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page)
-    # a temporary workspace uses its own code and the main repository's store
-    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
-    assert [run.info.run_name for run in runs(project)] == [
-        "num_layers=1 learning_rate=0.001",
-        "num_layers=1 learning_rate=0.001 seed=1",
-    ]
-    assert runs(project)[1].data.tags["dvc_experiment"] == "apart"
 
 
 def test_a_corpus_that_holds_nothing_out_says_so(project):
