@@ -56,12 +56,12 @@ def parse_space(texts: list[str]) -> Space:
     space: dict[str, optuna.distributions.BaseDistribution] = {}
     for text in texts:
         name, _, values = text.partition("=")
+        if not name or not values:
+            raise UserError(f"{text}: must be like train.learning_rate=1e-4..1e-2 or model.num_layers=2,4,6")
         if ".." in values:
             space[name] = _range(text, *values.split("..", 1))
-        elif name and values:
-            space[name] = optuna.distributions.CategoricalDistribution(values.split(","))
         else:
-            raise UserError(f"{text}: must be like train.learning_rate=1e-4..1e-2 or model.num_layers=2,4,6")
+            space[name] = optuna.distributions.CategoricalDistribution(values.split(","))
     return space
 
 
