@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt.errors import UserError
 from minigpt.files import atomic_write
@@ -82,6 +82,35 @@ def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
     except (KeyError, TypeError, RuntimeError):
         raise UserError(f"{path}: not a model of this version of MiniGPT") from None
     return model.eval(), metadata
+
+
+def pack_state(model: nn.Module, best: Tensors, optimizers: list[torch.optim.Optimizer], others: Tensors) -> Tensors:
+    """The tensors of a training, under one roof: what `unpack_state` needs to go on with it."""
+    tensors = {f"other.{name}": tensor for name, tensor in others.items()}
+    tensors |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in values.items()}
+    return tensors
+
+
+def unpack_state(
+    tensors: Tensors, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> tuple[Tensors, Tensors]:
+    """Put what `pack_state` packed into `model` and `optimizers`; returns `best` and `others`."""
+
+    def part(prefix: str) -> Tensors:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    for number, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        for key, value in part(f"optimizer.{number}.").items():
+            index, name = key.split(".")
+            state["state"].setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict(state)
+    return part("best."), part("other.")
 
 
 class ResumeStore:

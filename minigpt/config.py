@@ -53,6 +53,12 @@ class ModelConfig(Section):
     d_ff: PositiveInt
     max_seq_len: Annotated[int, Field(ge=8, le=65536)]
     dropout: Fraction
+    positional: Literal["sinusoidal", "rotary"]
+    norm: Literal["layer", "rms"]
+    activation: Literal["relu", "relu_squared"]
+    qk_norm: bool
+    zero_init: bool
+    bigram_buckets: NonNegativeInt
 
     @field_validator("num_heads")
     @classmethod
@@ -62,31 +68,69 @@ class ModelConfig(Section):
             raise ValueError(f"must divide d_model ({d_model})")
         return num_heads
 
+    @model_validator(mode="after")
+    def rotary_turns_pairs(self) -> "ModelConfig":
+        if self.positional == "rotary" and self.d_model // self.num_heads % 2:
+            raise ValueError(f"positional rotary needs an even d_model / num_heads ({self.d_model} / {self.num_heads})")
+        return self
+
 
 class TrainConfig(Section):
     layout: Literal["packed", "padded"]
     batch_size: PositiveInt
-    max_steps: PositiveInt
+    accumulation_steps: PositiveInt = 1
+    max_steps: PositiveInt | None
+    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)]
     min_learning_rate: Annotated[float, Field(ge=0)]
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: NonNegativeInt
+    decay_steps: PositiveInt = 400
     weight_decay: Annotated[float, Field(ge=0)]
     beta1: Fraction
     beta2: Fraction
     max_grad_norm: Annotated[float, Field(gt=0)]
     eval_interval: PositiveInt
+    eval_batches: PositiveInt | None = None
     log_interval: PositiveInt
     patience: PositiveInt | None
     checkpoint_interval: PositiveInt
+    checkpoint_seconds: Annotated[float, Field(gt=0)] | None = None
+    init_from: Annotated[str, Field(pattern=r"^pretrained/.+\.safetensors$")] | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    processes: PositiveInt = 1
     seed: Seed
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "TrainConfig":
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds max_steps ({self.max_steps})")
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("max_steps and max_epochs are both null; give one of them")
+        if self.max_steps is not None:
+            self.check_length(self.max_steps)
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"min_learning_rate ({self.min_learning_rate}) exceeds learning_rate ({self.learning_rate})"
+            )
+        return self
+
+    def check_length(self, total_steps: int) -> None:
+        """Raises ValueError where the learning-rate schedule needs more than `total_steps`."""
+        names, needed = "warmup_steps", self.warmup_steps
+        if self.schedule == "wsd":
+            names, needed = "warmup_steps and decay_steps", needed + self.decay_steps
+        if needed > total_steps:
+            raise ValueError(f"{names} ({needed}) exceed the {total_steps} steps of the training")
+
+    @model_validator(mode="after")
+    def every_process_has_rows(self) -> "TrainConfig":
+        pieces = self.processes * self.accumulation_steps
+        if self.batch_size % pieces:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is not divisible by processes × accumulation_steps "
+                f"({self.processes} × {self.accumulation_steps})"
             )
         return self
 

@@ -110,6 +110,11 @@ class Batches:
             self.starts, self.ends = _document_rows(ids, max_seq_len)
 
     @property
+    def num_rows(self) -> int:
+        """How many rows one epoch has."""
+        return len(self.starts)
+
+    @property
     def num_targets(self) -> int:
         """How many predictions one pass over the split makes."""
         return int((self.ends - self.starts - 1).sum())

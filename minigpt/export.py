@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
 from minigpt.errors import UserError
-from minigpt.model import LayerCache, MiniGPT, MultiHeadAttention
+from minigpt.model import Cache, MiniGPT, MultiHeadAttention
 
 OPSET = 20
 
 
 class _FlatStep(nn.Module):
-    """`MiniGPT.step` with the cache as a flat row of tensors: graphs have no lists of pairs."""
+    """`MiniGPT.step` with the cache as a flat row of tensors: graphs know nothing else."""
 
     def __init__(self, model: MiniGPT):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        pairs: list[LayerCache] = list(zip(past[0::2], past[1::2], strict=True))
-        logits, present = self.model.step(input_ids, pairs)
-        return logits, *(tensor for pair in present for tensor in pair)
+    def forward(self, input_ids: Tensor, last_id: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        layers = list(zip(past[0::2], past[1::2], strict=True))
+        logits, present = self.model.step(input_ids, Cache(layers, last_id))
+        return logits, *(tensor for pair in present.layers for tensor in pair)
 
 
 def to_onnx(model: MiniGPT, metadata: dict[str, Any]) -> bytes:
@@ -45,7 +45,8 @@ def to_onnx(model: MiniGPT, metadata: dict[str, Any]) -> bytes:
     names = [f"{kind}_{i}" for i in layers for kind in ("key", "value")]
     # sizes above 1, and all different: the exporter would take 0, 1 or equal ones for constants
     B, T, P = 2, 3, 4
-    example = (torch.zeros(B, T, dtype=torch.int64), *(torch.zeros(B, H, P, D) for _ in names))
+    ids, last_id = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, 1, dtype=torch.int64)
+    example = (ids, last_id, *(torch.zeros(B, H, P, D) for _ in names))
     b, t, p = (torch.export.Dim(name) for name in ("batch", "time", "past"))
     cache_shape = {0: b, 2: p}
     with _formula_attention(model), _quiet():
@@ -54,9 +55,9 @@ def to_onnx(model: MiniGPT, metadata: dict[str, Any]) -> bytes:
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["input_ids", *(f"past_{name}" for name in names)],
+            input_names=["input_ids", "past_id", *(f"past_{name}" for name in names)],
             output_names=["logits", *(f"present_{name}" for name in names)],
-            dynamic_shapes={"input_ids": {0: b, 1: t}, "past": tuple(cache_shape for _ in names)},
+            dynamic_shapes={"input_ids": {0: b, 1: t}, "last_id": {0: b}, "past": tuple(cache_shape for _ in names)},
         )
     assert program is not None
     graph = program.model_proto

@@ -18,13 +18,21 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 
 def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """A NumPy batch as tensors on `device`: input_ids (B, T), targets (B, T)."""
-    input_ids, targets = batch
-    return torch.from_numpy(input_ids).to(device), torch.from_numpy(targets).to(device)
+    input_ids, targets = (torch.from_numpy(array) for array in batch)
+    if device.type == "cuda":  # from pinned memory the copy runs beside the computation
+        input_ids, targets = input_ids.pin_memory(), targets.pin_memory()
+    return input_ids.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """Mean cross-entropy in nats a token over all of `batches`; the model is left as it was."""
+    total, count = sum_loss(model, batches)
+    return total / count
 
 
 @torch.inference_mode()
-def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Mean cross-entropy in nats a token over all of `batches`; the model is left as it was."""
+def sum_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
+    """As `mean_loss`, but the sum and what it is to be divided by."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -34,7 +42,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
         total += cross_entropy(model(input_ids), targets, reduction="sum").item()
         count += int((targets != PAD).sum())
     model.train(training)
-    return total / count
+    return total, count
 
 
 def bits_per(unit_count: int, loss: float, predictions: int) -> float:

@@ -4,20 +4,26 @@ It knows no files and no tracker. What it learns on the way it tells to `report`
 on after an interruption it hands to a `ResumeStore`.
 """
 
+import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from minigpt.checkpoint import ResumeStore, Tensors
+from minigpt.checkpoint import ResumeStore, Tensors, pack_state, unpack_state
 from minigpt.config import TrainConfig
 from minigpt.dataset import Batches
+from minigpt.distributed import Group
 from minigpt.errors import UserError
-from minigpt.loss import cross_entropy, mean_loss, to_tensors
+from minigpt.loss import cross_entropy, sum_loss, to_tensors
 from minigpt.model import MiniGPT
-from minigpt.optim import build_optimizer, learning_rate
+from minigpt.optim import build_optimizers, learning_rate
+from minigpt.tokenizer import PAD
 
 # What was measured at a step: "step", "tokens", and "train/loss", "learning_rate", … or "val/loss"
 Row = dict[str, float]
@@ -48,6 +54,10 @@ class Trainer:
         config: the `train` section of params.yaml.
         resume: where to keep the state; a state found there is continued, to the very bytes that an
             uninterrupted training gives (same machine, same number of threads).
+        group: the processes that share the work; all of them make a Trainer of the same arguments.
+
+    Raises:
+        UserError: the learning-rate schedule is longer than the training.
     """
 
     def __init__(
@@ -57,16 +67,24 @@ class Trainer:
         val_batches: Batches,
         config: TrainConfig,
         resume: ResumeStore | None = None,
+        group: Group | None = None,
     ):
-        self.model, self.config, self.resume = model, config, resume
+        self.model, self.config, self.resume, self.group = model, config, resume, group or Group()
         self.train_batches, self.val_batches = train_batches, val_batches
         self.device = next(model.parameters()).device
-        self.optimizer = build_optimizer(model, config)
+        self.optimizers = build_optimizers(model, config)
+        self.total_steps = _total_steps(config, train_batches)
         self.progress = Progress()
         self.best: Tensors = {}  # the weights with the lowest validation loss so far
         self.loss_sum = torch.zeros((), device=self.device)  # since the last row of the history
         if resume is not None and (state := resume.load()) is not None:
             self._load_state(*state)
+        # what the steps run: the same weights as `model`, which evaluation and sampling use
+        parallel_model = self.group.parallel(model)
+        self.forward = torch.compile(parallel_model) if config.compile else parallel_model
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=_use_bfloat16(config, self.device))
+        self.prefetched: dict[int, tuple[list[tuple[Tensor, Tensor]], int]] = {}
+        self.saved_at = time.monotonic()
 
     def run(
         self,
@@ -81,21 +99,21 @@ class Trainer:
 
         Raises:
             Interrupted: `should_stop` said so; the state is saved.
-            UserError: the loss or a gradient is no longer finite; the model is that of the step before.
+            UserError: the loss explodes, or a gradient is not finite; the model is that of the step before.
         """
         config, progress = self.config, self.progress
         self.model.train()
         while not self.finished:
             gradient_norm = self._step()
-            last = progress.step == config.max_steps
+            last = progress.step == self.total_steps
             if progress.step % config.log_interval == 0 or last:
                 report(self._log(gradient_norm))
             if progress.step % config.eval_interval == 0 or last:
                 report(self._evaluate())
-            if should_stop() and not self.finished:
+            if self.group.any(should_stop()) and not self.finished:
                 self._save_state()
                 raise Interrupted
-            if progress.step % config.checkpoint_interval == 0 and not self.finished:
+            if self._state_is_due() and not self.finished:
                 self._save_state()
         self.model.load_state_dict(self.best)
         self.model.eval()
@@ -105,27 +123,49 @@ class Trainer:
     def finished(self) -> bool:
         patience = self.config.patience
         tired = patience is not None and self.progress.evals_without_gain >= patience
-        return tired or self.progress.step >= self.config.max_steps
+        return tired or self.progress.step >= self.total_steps
 
-    def _step(self) -> torch.Tensor:
+    def _step(self) -> Tensor:
         """One update; returns the norm of the gradient before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress.step, self.config)
-        input_ids, targets = to_tensors(self.train_batches[self.progress.step], self.device)
-        loss = cross_entropy(self.model(input_ids), targets)
-        loss.backward()
+        step = self.progress.step
+        self._prepare(step)
+        pieces, num_targets = self.prefetched.pop(step) if step in self.prefetched else self._pieces(step)
+        loss = torch.zeros((), device=self.device)
+        for input_ids, targets in pieces:
+            with self.autocast:
+                piece_loss = cross_entropy(self.forward(input_ids), targets, reduction="sum") / num_targets
+            (piece_loss * self.group.size).backward()  # gradients become the mean over the group: make it the sum
+            loss += piece_loss.detach()
+        self.prefetched[step + 1] = self._pieces(step + 1)  # while an accelerator is still at work
+        loss = self.group.sum(loss)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        if not torch.isfinite(gradient_norm):  # before the update, which would spoil every weight
+        # before the update, which would spoil every weight; guessing at random costs log V
+        if not (torch.isfinite(gradient_norm) & (loss < 3 * math.log(self.model.head.out_features))):
             raise self._diverged(f"loss {loss.item():.3g}, gradient norm {gradient_norm.item():.3g}")
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.model.zero_grad()
-        self.loss_sum += loss.detach()
+        self.loss_sum += loss
         self.progress.step += 1
-        self.progress.tokens += input_ids.numel()
+        self.progress.tokens += self.group.size * sum(input_ids.numel() for input_ids, _ in pieces)
         return gradient_norm
 
+    def _prepare(self, step: int) -> None:
+        """What depends on the step alone: the learning rate, and the randomness of dropout."""
+        for optimizer in self.optimizers:
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = learning_rate(step, self.config, self.total_steps)
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step, self.group.rank]).generate_state(1)[0]))
+
+    def _pieces(self, step: int) -> tuple[list[tuple[Tensor, Tensor]], int]:
+        """This process's rows of the batch of a step, in pieces that fit into memory, and the targets of all rows."""
+        input_ids, targets = self.train_batches[step]
+        rows = slice(self.group.rank, None, self.group.size)
+        parts = (np.split(array[rows], self.config.accumulation_steps) for array in (input_ids, targets))
+        return [to_tensors(piece, self.device) for piece in zip(*parts, strict=True)], int((targets != PAD).sum())
+
     def _diverged(self, figures: str) -> UserError:
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizers[0].param_groups[0]["lr"]
         step = self.progress.step + 1
         return UserError(
             f"training diverged at step {step}: {figures}, learning rate {rate:.3g}; lower train.learning_rate"
@@ -135,7 +175,7 @@ class Trainer:
         row = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": gradient_norm.item(),
             # the last row may come before its interval is full
             "train/loss": self.loss_sum.item() / ((self.progress.step - 1) % self.config.log_interval + 1),
@@ -146,7 +186,9 @@ class Trainer:
 
     def _evaluate(self) -> Row:
         progress = self.progress
-        val_loss = mean_loss(self.model, self.val_batches)
+        batches = itertools.islice(self.val_batches, self.group.rank, self.config.eval_batches, self.group.size)
+        total, count = self.group.sum(torch.tensor(sum_loss(self.model, batches), dtype=torch.float64)).tolist()
+        val_loss = total / count
         if not math.isfinite(val_loss):
             raise self._diverged(f"validation loss {val_loss:.3g}")
         if val_loss < progress.best_val_loss:
@@ -159,27 +201,40 @@ class Trainer:
         progress.history.append(row)
         return row
 
+    def _state_is_due(self) -> bool:
+        seconds = self.config.checkpoint_seconds
+        late = seconds is not None and time.monotonic() - self.saved_at >= seconds
+        return late or self.progress.step % self.config.checkpoint_interval == 0
+
     def _save_state(self) -> None:
-        if self.resume is None:
-            return
-        tensors: Tensors = {"rng": torch.get_rng_state(), "loss_sum": self.loss_sum}
-        tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in values.items()}
-        self.resume.save(self.progress.step, tensors, {"progress": asdict(self.progress)})
+        self.saved_at = time.monotonic()
+        if self.resume is not None and self.group.rank == 0:
+            tensors = pack_state(self.model, self.best, self.optimizers, {"loss_sum": self.loss_sum})
+            self.resume.save(self.progress.step, tensors, {"progress": asdict(self.progress)})
 
     def _load_state(self, tensors: Tensors, metadata: dict[str, Any]) -> None:
-        def part(prefix: str) -> Tensors:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        self.best = part("best.")
-        optimizer_state = self.optimizer.state_dict()
-        for key, value in part("optimizer.").items():
-            index, name = key.split(".")
-            optimizer_state["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(optimizer_state)
-        torch.set_rng_state(tensors["rng"])
-        self.loss_sum = tensors["loss_sum"].to(self.device)
+        self.best, others = unpack_state(tensors, self.model, self.optimizers)
+        self.loss_sum = others["loss_sum"].to(self.device)
         self.progress = Progress(**metadata["progress"])
+
+
+def _total_steps(config: TrainConfig, batches: Batches) -> int:
+    """`max_steps` or `max_epochs`, whichever ends first."""
+    limits = [config.max_steps] if config.max_steps is not None else []
+    if config.max_epochs is not None:
+        limits.append(math.ceil(config.max_epochs * batches.num_rows / config.batch_size))
+    try:
+        config.check_length(min(limits))
+    except ValueError as error:
+        raise UserError(f"train: {error}") from None
+    return min(limits)
+
+
+def _use_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """By default where the processor has instructions for it: products then take a quarter of the time."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))

@@ -136,7 +136,9 @@ def log_model_figures(run_id: str, path: Path) -> None:
 
     model, metadata = load_model(path)
     attention = figures.attention(model, tokenizer_from_dict(metadata["tokenizer"]))
-    client().log_figure(run_id, figures.positional_encoding(model), "figures/positional_encoding.png")
+    if model.positional_encoding is not None:
+        encoding = figures.positional_encoding(model.positional_encoding)
+        client().log_figure(run_id, encoding, "figures/positional_encoding.png")
     client().log_figure(run_id, attention, "figures/attention.png")
 
 

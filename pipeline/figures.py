@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minigpt.model import MiniGPT, MultiHeadAttention, attention_weights
+from minigpt.model import MiniGPT, MultiHeadAttention, PositionalEncoding, attention_weights
 from minigpt.tokenizer import Tokenizer
 
 SENTENCE = "Once upon a time there was a fox."  # that the attention maps show
@@ -39,9 +39,9 @@ def mistakes(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def positional_encoding(model: MiniGPT) -> Figure:
+def positional_encoding(encoding: PositionalEncoding) -> Figure:
     figure, axes = _axes("channel", "position", "Positional encoding")
-    figure.colorbar(axes.imshow(model.positional_encoding.encoding.cpu().numpy(), aspect="auto", cmap="RdBu"))
+    figure.colorbar(axes.imshow(encoding.encoding.cpu().numpy(), aspect="auto", cmap="RdBu"))
     axes.grid(visible=False)
     return figure
 
@@ -65,21 +65,14 @@ def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Fig
 @torch.inference_mode()
 def attention_maps(model: MiniGPT, input_ids: Tensor) -> list[Tensor]:
     """(1, T) ids → for each layer (H, T, T): how much each position looks at each."""
-    projections: list[Tensor] = []
     attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    hooks = [
-        attention.query_key_value.register_forward_hook(lambda module, args, out: projections.append(out))
-        for attention in attentions
-    ]
+    inputs: list[Tensor] = []
+    hooks = [module.register_forward_pre_hook(lambda module, args: inputs.append(args[0])) for module in attentions]
     model(input_ids.to(model.head.weight.device))
     for hook in hooks:
         hook.remove()
-    maps = []
-    for attention, out in zip(attentions, projections, strict=True):
-        heads = out.unflatten(-1, (3, attention.num_heads, -1))  # (1, T, 3, H, D)
-        q, k, _ = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (1, H, T, D)
-        maps.append(attention_weights(q, k)[0])
-    return maps
+    projected = [module.project(x) for module, x in zip(attentions, inputs, strict=True)]
+    return [attention_weights(q, k)[0] for q, k, _ in projected]
 
 
 def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Figure, matplotlib.axes.Axes]:

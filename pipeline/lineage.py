@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import torch
 from ruamel.yaml import YAML
+from torch import nn
 
 from minigpt.model import MiniGPT
 
@@ -81,7 +82,7 @@ def run_name(params: Mapping[str, Any], revision: str) -> str:
 
 
 class Costs:
-    """What this process has spent since it began to count."""
+    """What this process has spent since it began to count; of several that train together, the first."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.monotonic(), time.process_time()
@@ -111,10 +112,10 @@ def _peak_memory() -> int:
 def flops_per_token(model: MiniGPT) -> float:
     """An estimate of what training does for each token, forward and backward: 6 N + 12 L C T.
 
-    N counts the parameters but for the embedding, which is only looked up; the second term is the
+    N counts the parameters but for embeddings, which are only looked up; the second term is the
     attention over T = max_seq_len positions in L layers (Chowdhery et al., "PaLM", arXiv:2204.02311,
     appendix B).
     """
-    embedding = model.token_embedding.weight
-    multiplied = sum(parameter.numel() for parameter in model.parameters()) - embedding.numel()
-    return 6 * multiplied + 12 * len(model.blocks) * embedding.shape[1] * model.max_seq_len
+    looked_up = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
+    multiplied = sum(parameter.numel() for parameter in model.parameters()) - looked_up
+    return 6 * multiplied + 12 * len(model.blocks) * model.head.in_features * model.max_seq_len

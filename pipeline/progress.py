@@ -1,10 +1,12 @@
 """What long work shows while it runs: a live bar on a terminal, and little elsewhere."""
 
 import logging
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from minigpt.train import Progress as TrainerProgress
 from minigpt.train import Row
 
 log = logging.getLogger(__name__)
@@ -13,7 +15,7 @@ log = logging.getLogger(__name__)
 class TrainingProgress(Progress):
     """Use as a context manager, and call with each new row of the history; elsewhere, a line a validation."""
 
-    def __init__(self, max_steps: int, step: int = 0):
+    def __init__(self, total_steps: int, done: TrainerProgress):
         super().__init__(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
@@ -23,16 +25,21 @@ class TrainingProgress(Progress):
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self.max_steps = max_steps
-        self.figures: dict[str, float] = {}
-        self.task = self.add_task("train", total=max_steps, completed=step, figures="")
+        self.total_steps = total_steps
+        self.figures: dict[str, str] = {}
+        self.before: tuple[float, float] = (time.monotonic(), done.tokens)
+        self.task = self.add_task("train", total=total_steps, completed=done.step, figures="")
 
     def __call__(self, row: Row) -> None:
-        self.figures |= {name: row[name] for name in ("train/loss", "val/loss") if name in row}
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
+        now = (time.monotonic(), row["tokens"])
+        if "train/loss" in row:  # a validation takes time, but has no tokens of its own
+            self.figures["tokens/s"] = f"{(now[1] - self.before[1]) / (now[0] - self.before[0]):,.0f}"
+        self.before = now
+        self.figures |= {name: f"{row[name]:.4f}" for name in ("train/loss", "val/loss") if name in row}
+        figures = "  ".join(f"{name} {value}" for name, value in sorted(self.figures.items(), reverse=True))
         self.update(self.task, completed=row["step"], figures=figures)
         if "val/loss" in row and not self.console.is_terminal:
-            log.info("step %d/%d  %s", row["step"], self.max_steps, figures)
+            log.info("step %d/%d  %s", row["step"], self.total_steps, figures)
 
     def start(self) -> None:
         """Draw only where there is somebody to look."""

@@ -152,6 +152,8 @@ class TrainingRun(Run):
         flat = lineage.flatten(params.model_dump())
         name = lineage.run_name(flat, origin.get("dvc_baseline", "HEAD"))
         tags = {**origin, **lineage.machine()}
+        if params.train.init_from is not None:
+            tags["init_from_md5"] = project.file_digest(Path(params.train.init_from), "md5")
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
 
         def begin() -> None:

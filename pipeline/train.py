@@ -1,81 +1,109 @@
 """Stage 3: train the model; go on where an interrupted run of the same training stopped."""
 
 import contextlib
-import hashlib
 import json
 import logging
+import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
-from minigpt.checkpoint import ResumeStore, save
-from minigpt.config import Params, load_params
+from minigpt import distributed
+from minigpt.checkpoint import ResumeStore, load_model, save
+from minigpt.config import ModelConfig, Params, load_params
 from minigpt.dataset import Batches, Tokens
+from minigpt.distributed import Group
+from minigpt.errors import UserError
+from minigpt.finetune import adapt_vocabulary
 from minigpt.loss import bits_per
 from minigpt.model import MiniGPT
-from minigpt.tokenizer import Tokenizer, load_tokenizer
+from minigpt.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_dict
 from minigpt.train import Interrupted, Progress, Row, Trainer
 from pipeline import project, run_stage, tracking
 from pipeline.progress import TrainingProgress
+from pipeline.resume import resume_store
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     params = load_params()
+    if params.train.processes > 1 and not distributed.launched():
+        distributed.launch("pipeline.train", params.train.processes)
+        return
+    with distributed.joined() as group:
+        _main(params, group)
+
+
+def _main(params: Params, group: Group) -> None:
     tokenizer = load_tokenizer(project.VOCAB)
     tokens = Tokens(project.TOKENS, tokenizer)
-    folder = project.root() / ".minigpt" / "checkpoints" / _fingerprint(params, tokens)
-    with _alone(folder):
-        states = ResumeStore(folder)
-        trainer = _trainer(params, tokenizer, tokens, states)
-        if trainer.progress.step:
-            log.info("going on at step %d of an interrupted training", trainer.progress.step)
-        _train(trainer, params, tokenizer, tokens, folder)
-        states.clear()
+    device = _device(params.train.device)
+    with resume_store(params, tokens, device, group) as states:
+        trainer = _trainer(params, tokenizer, tokens, device, states, group)
+        signals = _catch_signals()
+        if group.rank == 0:
+            _train(trainer, params, tokenizer, tokens, states.folder, signals)
+        else:
+            with contextlib.suppress(Interrupted):
+                trainer.run(should_stop=lambda: bool(signals))
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold off another process that trains the very same: the two would write the same states."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("another process trains this very model; waiting for it (%s)", lock.lock_file)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _device(name: str) -> torch.device:
+    """The accelerator of this machine, if it has one and `name` does not say otherwise."""
+    present = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if name not in ("auto", "cpu", present.type):
+        raise UserError(f"train.device: {name} is not available here; use auto or cpu")
+    if name == "cpu" or present.type == "cpu":
+        return torch.device("cpu")
+    # of several accelerators each process on this machine has one
+    device = torch.device(present.type, int(os.environ.get("LOCAL_RANK", 0)))
+    torch.accelerator.set_device_index(device.index)
+    return device
 
 
-def _trainer(params: Params, tokenizer: Tokenizer, tokens: Tokens, states: ResumeStore) -> Trainer:
+def _trainer(
+    params: Params, tokenizer: Tokenizer, tokens: Tokens, device: torch.device, states: ResumeStore, group: Group
+) -> Trainer:
     torch.manual_seed(params.train.seed)
     torch.use_deterministic_algorithms(True)
     model = MiniGPT(tokenizer.vocab_size, **params.model.model_dump())
+    if params.train.init_from is not None:
+        _start_from(Path(params.train.init_from), model, params.model, tokenizer)
     layout = (params.train.layout, params.train.batch_size, params.model.max_seq_len)
     train_batches = Batches(tokens.ids["train"], *layout, seed=params.train.seed)
     val_batches = Batches(tokens.ids[tokens.val_split], *layout)
-    return Trainer(model, train_batches, val_batches, params.train, states)
+    return Trainer(model.to(device), train_batches, val_batches, params.train, states, group)
 
 
-def _train(trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Tokens, folder: Path) -> None:
+def _start_from(path: Path, model: MiniGPT, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Fine-tuning: take the weights of the model at `path`."""
+    try:
+        trained, metadata = load_model(path)
+        for key, value in config.model_dump(exclude={"dropout", "max_seq_len", "zero_init"}).items():
+            if metadata["config"][key] != value:
+                raise UserError(f"its {key} is {metadata['config'][key]}, but model.{key} is {value}; make them equal")
+        old = tokenizer_from_dict(metadata["tokenizer"])
+        model.load_state_dict(adapt_vocabulary(trained.state_dict(), old, tokenizer))
+    except UserError as error:
+        raise UserError(f"train.init_from: {path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _train(
+    trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Tokens, folder: Path, signals: list[int]
+) -> None:
     """Train, and write model and reports; a signal on the way ends the process, its state saved."""
-    signals = _catch_signals()
+    if trainer.progress.step:
+        log.info("going on at step %d of an interrupted training", trainer.progress.step)
     characters = tokens.info[tokens.val_split].characters
     held_out = tokens.val_split == "val"
     with (
         tracking.training_run(trainer, params, tokens, folder) as run,
-        TrainingProgress(params.train.max_steps, trainer.progress.step) as progress,
+        TrainingProgress(trainer.total_steps, trainer.progress) as progress,
     ):
 
         def report(row: Row) -> None:
@@ -90,23 +118,11 @@ def _train(trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Token
             trainer.run(report, should_stop=lambda: bool(signals))
         except Interrupted:
             log.warning("stopped at step %d; `dvc repro` goes on from here", trainer.progress.step)
-            sys.exit(128 + signals[0])  # not 0, or DVC would take the outs for finished
+            # not 0, or DVC would take the outs for finished; another process of the group may have had the signal
+            sys.exit(128 + (signals or [signal.SIGTERM])[0])
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
         run.finish(project.MODEL, held_out)
-
-
-def _fingerprint(params: Params, tokens: Tokens) -> str:
-    """Of this very training: other parameters, data, code, libraries or processor, and it is another one."""
-    facts = [
-        params.model.model_dump(),
-        params.train.model_dump(),
-        tokens.sha256(),
-        project.code_sha256("train"),
-        (torch.__version__, np.__version__),
-        (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()),
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _catch_signals() -> list[int]:

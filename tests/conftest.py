@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from minigpt.backends.torch import TorchBackend
 from minigpt.config import DataConfig, TrainConfig
@@ -27,6 +28,9 @@ from minigpt.train import Trainer
 ROOT = Path(__file__).parent.parent
 SENTENCES = ROOT / "data/raw/sentences.txt"
 
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the costly tests at full count")
@@ -35,6 +39,26 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def full(request) -> bool:
     return request.config.getoption("--full")
+
+
+# each idea beyond the classic architecture alone, and all together
+SWITCHES = [
+    {"positional": "rotary"},
+    {"norm": "rms"},
+    {"activation": "relu_squared"},
+    {"qk_norm": True},
+    {"zero_init": True},
+    {"bigram_buckets": 97},
+]
+ARCHITECTURES = [{}, *SWITCHES, {name: value for switch in SWITCHES for name, value in switch.items()}]
+
+
+def unlike_at_first(model: MiniGPT) -> MiniGPT:
+    """Noise on every weight, so that nothing that starts at zero or one hides."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
 
 
 def train_config(**changes) -> TrainConfig:
@@ -193,6 +217,10 @@ def answers(url: str) -> bool:
             return True
     except OSError:
         return False
+
+
+def states(project: Project) -> list[Path]:
+    return list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def test_equal_content_is_equal_bytes(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damage_is_noticed(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damage") / "x.safetensors"

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import train_config
+from conftest import ARCHITECTURES, train_config, unlike_at_first
 
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
@@ -40,6 +40,23 @@ def exported(onnx_file) -> OnnxBackend:
 
 def test_logits_agree_at_every_length_cached_and_uncached(trained, exported):
     assert max_logit_difference(trained, exported) < 1e-4
+
+
+@pytest.mark.parametrize("switches", ARCHITECTURES[1:], ids=str)
+def test_every_architecture_exports_and_writes_the_same_text(tokenizer, tmp_path, switches):
+    torch.manual_seed(0)
+    config = {"vocab_size": 40, "d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 16}
+    config |= switches
+    torch_backend = TorchBackend(unlike_at_first(MiniGPT(**config)), tokenizer)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_onnx(torch_backend.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()}))
+    onnx_backend = OnnxBackend(path)
+    assert max_logit_difference(torch_backend, onnx_backend) < 1e-4
+    for seed in range(5):  # beyond the context, where the window slides
+        theirs, ours = (
+            list(generate_ids(backend, "the", 60, Sampling(seed=seed))) for backend in (torch_backend, onnx_backend)
+        )
+        assert theirs == ours
 
 
 def test_a_wrong_model_is_noticed(trained, exported, monkeypatch):

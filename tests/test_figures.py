@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from minigpt.backends.torch import TorchBackend
+from minigpt.model import MiniGPT
 from pipeline import figures
 
 
-def test_attention_maps_are_what_the_model_computes_with(trained: TorchBackend, monkeypatch):
-    model = trained.model
-    ids = torch.tensor([trained.tokenizer.encode("The quick brown fox")])
+@pytest.mark.parametrize("switches", [{}, {"positional": "rotary", "qk_norm": True}])
+def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
+    model = MiniGPT(40, d_model=64, num_heads=4, num_layers=2, d_ff=64, max_seq_len=32, **switches).eval()
+    ids = torch.arange(21).unsqueeze(0)
     found = figures.attention_maps(model, ids)
     assert [weights.shape for weights in found] == [(4, 21, 21)] * 2
     # the written-out way, which uses the very weights
@@ -28,7 +30,10 @@ def test_the_figures_show_what_they_say(trained: TorchBackend):
     axes = figures.loss(curves, {"uniform": 4.2, "bigram": 2.5}).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["train/loss", "uniform", "bigram"]
     assert len(figures.attention(trained.model, trained.tokenizer).axes) == 2 * 4
-    assert figures.positional_encoding(trained.model).axes[0].images[0].get_array().shape == (64, 64)
+    assert figures.positional_encoding(trained.model.positional_encoding).axes[0].images[0].get_array().shape == (
+        64,
+        64,
+    )
     table = pd.DataFrame({"mistake": ["'e' → 'a'"], "count": [3], "share": [0.5]})
     (bar,) = figures.mistakes(table).axes[0].patches
     assert bar.get_width() == pytest.approx(3)

@@ -4,18 +4,26 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from conftest import ARCHITECTURES, unlike_at_first
+from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.model import MiniGPT, MultiHeadAttention, PositionalEncoding, TransformerBlock, attention_weights
+from minigpt.model import (
+    MiniGPT,
+    MultiHeadAttention,
+    PositionalEncoding,
+    RotaryEncoding,
+    TransformerBlock,
+    attention_weights,
+)
 
 V, L = 11, 16
 
 
-@pytest.fixture(scope="module")
-def model() -> MiniGPT:
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids=str)
+def model(request) -> MiniGPT:
     torch.manual_seed(0)
-    return MiniGPT(V, d_model=24, num_heads=3, num_layers=2, d_ff=48, max_seq_len=L).eval()
+    return unlike_at_first(MiniGPT(V, 24, 3, 2, 48, max_seq_len=L, **request.param))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,6 @@ def test_no_logit_depends_on_a_later_token(model, ids):
         assert (after[:, t] - logits[:, t]).abs().max() > 1e-3
 
 
-@settings(deadline=None)
 @given(st.integers(0, L - 1), st.integers(0, L - 1))
 def test_cached_logits_equal_uncached_ones(model, ids, first, second):
     whole = model(ids)
@@ -95,6 +102,23 @@ def test_cached_one_by_one_equals_uncached_at_every_length(model, ids):
     for t in range(L):
         logits, past = model.step(ids[:, t : t + 1], past)
         torch.testing.assert_close(logits[:, 0], model(ids[:, : t + 1])[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    rotary = RotaryEncoding(head_dim=8, max_seq_len=L)
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
+    scores = {(i, j): (rotary(q, i) * rotary(k, j)).sum().item() for i in range(L) for j in range(L)}
+    for (i, j), score in scores.items():
+        assert score == pytest.approx(scores[max(i - j, 0), max(j - i, 0)], abs=1e-5)
+    assert scores[0, 0] == pytest.approx((q * k).sum().item())
+    assert scores[0, 0] != pytest.approx(scores[3, 0], abs=1e-3)
+
+
+def test_a_block_that_starts_at_zero_adds_nothing():
+    model = MiniGPT(V, 24, 3, 2, 48, max_seq_len=L, zero_init=True)
+    x = torch.randn(2, 5, 24)
+    for block in model.blocks:
+        torch.testing.assert_close(block(x)[0], x + block.attention.output.bias + block.feed_forward.linear2.bias)
 
 
 def test_dropout_acts_in_training_only():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tokenizers
-from conftest import ROOT, Project, wait_for
+from conftest import ROOT, Project, states, wait_for
 
 from minigpt.backends.onnx import OnnxBackend
 
@@ -332,10 +332,6 @@ def test_a_crashed_training_reads_failed(project):
     assert run.info.status == "FAILED"
 
 
-def states(project: Project) -> list[Path]:
-    return list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 600")
@@ -380,7 +376,7 @@ def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
 
 
 def test_a_locked_store_costs_a_warning_and_the_run_is_sent_later(project, reproduced):
-    project.run(sys.executable, "-c", "from pipeline import tracking; tracking.mlflow()")
+    project.run(sys.executable, "-c", "from pipeline import store; store.mlflow()")
     with sqlite3.connect(project.root / "mlruns/mlflow.db", isolation_level=None) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         out = project.run("dvc", "repro", "--force", "--single-item", "train")

@@ -9,7 +9,6 @@ from minigpt.dataset import Batches
 from minigpt.errors import UserError
 from minigpt.loss import bits_per, cross_entropy, mean_loss
 from minigpt.model import MiniGPT
-from minigpt.optim import build_optimizer, learning_rate
 from minigpt.train import Interrupted, Progress, Trainer
 
 
@@ -32,16 +31,24 @@ def outcome(finished: Trainer) -> tuple[dict[str, bytes], Progress]:
     return tensors, finished.progress
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_interrupted_after_any_step_it_ends_in_the_same_bytes(ids, tmp_path, layout):
-    whole = trainer(ids, layout=layout)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layout": "packed"},
+        {"layout": "padded", "accumulation_steps": 2, "schedule": "wsd", "decay_steps": 5},
+        {"optimizer": "muon", "precision": "bfloat16", "eval_batches": 1, "patience": 2, "max_epochs": 0.6},
+    ],
+    ids=str,
+)
+def test_interrupted_after_any_step_it_ends_in_the_same_bytes(ids, tmp_path, changes):
+    whole = trainer(ids, **changes)
     whole.run()
-    for stop in range(1, whole.config.max_steps):
+    for stop in range(1, whole.progress.step):
         store = ResumeStore(tmp_path / str(stop))
-        first = trainer(ids, store, layout=layout)
+        first = trainer(ids, store, **changes)
         with pytest.raises(Interrupted):
             first.run(should_stop=lambda stop=stop, run=first: run.progress.step == stop)
-        second = trainer(ids, store, layout=layout)
+        second = trainer(ids, store, **changes)
         assert second.progress.step == stop
         second.run()
         assert outcome(second) == outcome(whole)
@@ -87,6 +94,54 @@ def test_divergence_is_stopped_before_it_spoils_the_weights(ids):
     assert torch.equal(run.model.head.weight, weights)
 
 
+def test_an_exploding_loss_is_stopped_too(ids):
+    run = trainer(ids)
+    with torch.no_grad():
+        run.model.head.bias[5] = 100.0
+    with pytest.raises(UserError, match=r"diverged at step 1: loss \d+, gradient norm"):
+        run.run()
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_pieces_of_a_batch_add_up_to_it(ids, layout):
+    """Rows of a padded batch hold different numbers of targets, and still each target counts alike."""
+    losses = []
+    for accumulation_steps in (1, 2, 4):
+        run = trainer(ids, layout=layout, accumulation_steps=accumulation_steps, precision="float32")
+        run.model.apply(lambda module: setattr(module, "p", 0.0))  # no dropout, which differs by piece
+        for block in run.model.blocks:
+            block.attention.dropout = 0.0
+        losses.append([row["train/loss"] for row in run.run().history if "train/loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_epochs_are_passes_over_the_training_split(ids):
+    run = trainer(ids, max_steps=None, max_epochs=2)
+    progress = run.run()
+    assert progress.step == math.ceil(2 * run.train_batches.num_rows / 4)
+    assert trainer(ids, max_steps=3, max_epochs=2).total_steps == 3
+    with pytest.raises(UserError, match=r"train: warmup_steps \(2\) exceed the 1 steps of the training"):
+        trainer(ids, max_steps=None, max_epochs=0.1)
+
+
+def test_validation_on_a_part_is_of_its_first_batches(ids):
+    run = trainer(ids, eval_batches=2)
+    progress = run.run()
+    part = [batch for _, batch in zip(range(2), run.val_batches, strict=False)]
+    assert progress.best_val_loss == mean_loss(run.model, part) != mean_loss(run.model, run.val_batches)
+
+
+def test_states_are_saved_by_the_clock_too(ids, tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    store = ResumeStore(tmp_path / "states")
+    saved = []
+    monkeypatch.setattr(store, "save", lambda step, *rest: saved.append(step))
+    trainer(ids, store, checkpoint_interval=1000, checkpoint_seconds=25).run()
+    assert saved == [3, 6, 9]
+
+
 def test_padding_costs_nothing():
     logits = torch.randn(1, 4, 7)
     whole = cross_entropy(logits[:, :3], torch.tensor([[4, 5, 6]]))
@@ -95,21 +150,3 @@ def test_padding_costs_nothing():
 
 def test_bits_per_character_count_every_prediction():
     assert bits_per(10, math.log(2), 12) == pytest.approx(1.2)
-
-
-def test_weight_decay_is_on_matrices_only():
-    model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32)
-    decayed, spared = build_optimizer(model, train_config()).param_groups
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    assert {p.ndim for p in decayed["params"]} == {2}
-    assert {p.ndim for p in spared["params"]} == {1}
-
-
-def test_the_schedule_warms_up_and_ends_on_the_minimum():
-    config = train_config(max_steps=100, warmup_steps=10, learning_rate=1.0, min_learning_rate=0.1)
-    rates = [learning_rate(step, config) for step in range(101)]
-    assert rates[0] == 0.1
-    assert rates[9] == rates[10] == max(rates) == 1.0
-    assert rates[55] == pytest.approx(0.55)
-    assert rates[100] == pytest.approx(0.1)
-    assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -4,6 +4,7 @@ The model file (written by `minigpt/export.py`) has for each layer i of L these 
 with B batch, T new positions, P cached ones, V vocabulary, H heads, D channels a head:
 
     input_ids         int64    (B, T)         positions P … P+T-1; P+T ≤ max_seq_len
+    past_id           int64    (B, 1)         the id before the first of input_ids; 0 at the start
     past_key_i        float32  (B, H, P, D)   P is 0 at the start
     past_value_i      float32  (B, H, P, D)
     logits            float32  (B, T, V)
@@ -40,7 +41,7 @@ class OnnxBackend:
             self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["minigpt"])
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
-            _, H, _, D = self.session.get_inputs()[1].shape
+            _, H, _, D = self.session.get_inputs()[2].shape
         except (KeyError, ValueError, TypeError, AttributeError, IndexError):
             raise UserError(f"{path}: an ONNX file, but not one that this version of MiniGPT exported") from None
         self._empty_shape = (H, 0, D)
@@ -49,9 +50,9 @@ class OnnxBackend:
         """See `minigpt.inference.Backend`."""
         if past is None:
             empty = np.empty((len(ids), *self._empty_shape), dtype=np.float32)
-            past = [empty] * (len(self._inputs) - 1)
+            past = [np.zeros_like(ids[:, :1])] + [empty] * (len(self._inputs) - 2)
         logits, *present = self.session.run(None, dict(zip(self._inputs, [ids, *past], strict=True)))
-        return np.asarray(logits), present
+        return np.asarray(logits), [ids[:, -1:], *present]
 
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -8,7 +8,7 @@ import torch
 
 from minigpt.checkpoint import load_model
 from minigpt.errors import UserError
-from minigpt.model import LayerCache, MiniGPT
+from minigpt.model import Cache, MiniGPT
 from minigpt.tokenizer import Tokenizer, tokenizer_from_dict
 
 
@@ -31,7 +31,7 @@ class TorchBackend:
             raise UserError(f"{path}: not a model of this version of MiniGPT") from None
 
     @torch.inference_mode()
-    def logits(self, ids: np.ndarray, past: list[LayerCache] | None) -> tuple[np.ndarray, Any]:
+    def logits(self, ids: np.ndarray, past: Cache | None) -> tuple[np.ndarray, Any]:
         """See `minigpt.inference.Backend`."""
         logits, present = self.model.step(torch.from_numpy(ids).to(self.device), past)
         return logits.float().cpu().numpy(), present

@@ -1,0 +1,216 @@
+"""Training against transformers' GPT-2 with the usual PyTorch loop: tokens a second, and time to a loss.
+
+Tiny Shakespeare, one thread, models of one size (128 wide, d_ff 512, context 64). The peer has nanoGPT's settings
+for a CPU. Both sides train in turn in one process; evaluation, always on the whole validation split in blocks of 64,
+is off the clock. Times are CPU seconds, which other work on the machine disturbs least.
+
+    python benchmarks/training.py speed           tokens a second, default recipe and peer
+    python benchmarks/training.py loss            validation loss and time: peer, classic, fast; three seeds
+    python benchmarks/training.py ablation        the fast recipe with each of its ideas taken away once
+    python benchmarks/training.py minutes         the fast recipe for ten minutes on all cores
+    python benchmarks/training.py share           share of the processor's speed in matrix products
+"""
+
+import argparse
+import math
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ruamel.yaml import YAML
+
+from minigpt.config import ModelConfig, TrainConfig
+from minigpt.dataset import Batches
+from minigpt.loss import mean_loss
+from minigpt.model import MiniGPT
+from minigpt.train import Trainer
+
+ROOT = Path(__file__).parent.parent
+CONTEXT = 64
+PEER_STEPS, PEER_BATCH = 2000, 12
+FAST_BATCH = 24
+
+
+def read_ids(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Training and validation ids, and the vocabulary: the last tenth validates; to choose hyperparameters ("tune")
+    the tenth before it does, and the last is not touched."""
+    text = path.read_text(encoding="utf-8")
+    characters = sorted(set(text))
+    ids = 4 + np.array([characters.index(c) for c in characters])[np.searchsorted(characters, list(text))]
+    begin, end = (0.8, 0.9) if split == "tune" else (0.9, 1.0)
+    n = len(ids)
+    return ids[: int(begin * n)], ids[int(begin * n) : int(end * n)], 4 + len(characters)
+
+
+def recipe(name: str, **changes) -> tuple[ModelConfig, TrainConfig]:
+    """params.yaml with a recipe's overrides, at the benchmark's context."""
+    yaml = YAML(typ="safe", pure=True)
+    params = yaml.load(ROOT / "params.yaml")
+    for line in (ROOT / "recipes" / name).read_text().split():
+        key, value = line.split("=")
+        section, key = key.split(".")
+        params[section][key] = yaml.load(value)
+    params["model"]["max_seq_len"] = CONTEXT
+    params["train"] |= {"log_interval": 10**9, "eval_interval": 10**9}
+    for key, value in changes.items():
+        params["model" if key in params["model"] else "train"][key] = value
+    return ModelConfig(**params["model"]), TrainConfig(**params["train"])
+
+
+def train(data, model_config: ModelConfig, config: TrainConfig) -> tuple[float, float, MiniGPT]:
+    """CPU seconds of training, validation loss and the model."""
+    train_ids, val_ids, vocab_size = data
+    torch.manual_seed(config.seed)
+    model = MiniGPT(vocab_size, **model_config.model_dump())
+    batches = Batches(train_ids, "packed", config.batch_size, CONTEXT, config.seed)
+    trainer = Trainer(model, batches, Batches(val_ids, "packed", 64, CONTEXT), config)
+    began = time.process_time()
+    seconds = []
+    progress = trainer.run(lambda row: seconds.append(time.process_time() - began))
+    return seconds[0], progress.best_val_loss, model  # the first row comes before the evaluation
+
+
+class Peer:
+    """transformers' GPT-2, trained as nanoGPT trains (its CPU recipe: 2,000 steps, 1e-3 → 1e-4, β₂ 0.99)."""
+
+    def __init__(self, data, seed: int):
+        import transformers
+
+        self.data, self.step, self.rng = data, 0, np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        sizes = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_inner": 512, "n_positions": CONTEXT}
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        self.model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=data[2], **sizes, **dropout))
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, use_cache=False).logits
+
+    def train(self, steps: int) -> float:
+        """CPU seconds of so many steps."""
+        began = time.process_time()
+        self.model.train()
+        for _ in range(steps):
+            progress = max(0.0, (self.step - 100) / (PEER_STEPS - 100))
+            rate = 1e-4 + 0.5 * (1 + math.cos(math.pi * progress)) * 9e-4
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * min(1, (self.step + 1) / 101)
+            starts = self.rng.integers(len(self.data[0]) - CONTEXT, size=PEER_BATCH)
+            rows = torch.from_numpy(np.stack([self.data[0][i : i + CONTEXT + 1] for i in starts]))
+            loss = F.cross_entropy(self.logits(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.step += 1
+        return time.process_time() - began
+
+    def val_loss(self) -> float:
+        class Logits(torch.nn.Module):
+            def __init__(self, peer):
+                super().__init__()
+                self.model, self.forward = peer.model, peer.logits
+
+        return mean_loss(Logits(self), Batches(self.data[1], "packed", 64, CONTEXT))
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def compare_speed(data, args) -> None:
+    """The same batches of 12 × 64 on both sides, 20 steps in turn."""
+    steps, times = 20, {"classic": [], "fast": [], "peer": []}
+    peer = Peer(data, 0)
+    peer.train(3)
+    for _ in range(args.rounds):
+        times["peer"].append(peer.train(steps))
+        for name in ("classic", "fast"):
+            changes = {"max_steps": steps, "batch_size": PEER_BATCH, "warmup_steps": 0, "decay_steps": 1}
+            times[name].append(train((data[0], data[1][:999], data[2]), *recipe(name, **changes))[0])
+    for name, values in times.items():
+        ratio = statistics.median(p / t for p, t in zip(times["peer"], values, strict=True))
+        speed = steps * PEER_BATCH * CONTEXT / statistics.median(values)
+        print(f"{name:8} {speed:8,.0f} tokens/s   ×{ratio:.2f} of the peer's")
+
+
+def compare_loss(data, args) -> None:
+    rows = []
+    for seed in range(args.seeds):
+        peer = Peer(data, seed)
+        seconds = peer.train(PEER_STEPS)
+        rows.append(("peer", seed, seconds, peer.val_loss(), seconds))
+        show(rows[-1], parameters(peer.model))
+        runs = {
+            "classic, same tokens": recipe("classic", max_steps=PEER_STEPS, batch_size=PEER_BATCH, seed=seed),
+            "fast, to that loss": recipe("fast", seed=seed, batch_size=args.batch, **schedule(args.short)),
+            "fast, same time": recipe("fast", seed=seed, batch_size=args.batch, **schedule(args.long)),
+        }
+        for name, configs in runs.items():
+            spent, loss, model = train(data, *configs)
+            rows.append((name, seed, spent, loss, seconds))
+            show(rows[-1], parameters(model))
+    print("\nmedians")
+    for name in dict.fromkeys(row[0] for row in rows):
+        mine = [row for row in rows if row[0] == name]
+        loss, ratio = (statistics.median(values) for values in zip(*((r[3], r[4] / r[2]) for r in mine), strict=True))
+        print(f"{name:22} validation loss {loss:.4f}   peer's time / its time {ratio:.2f}")
+
+
+def schedule(steps: int) -> dict[str, int]:
+    return {"max_steps": steps, "warmup_steps": max(1, steps // 20), "decay_steps": steps * 6 // 10}
+
+
+def show(row: tuple, parameters: int) -> None:
+    name, seed, seconds, loss, _ = row
+    print(f"{name:22} seed {seed}   {parameters:,} parameters   {seconds:6.1f} s   loss {loss:.4f}", flush=True)
+
+
+ABLATIONS = {
+    "all of it": {},
+    "sinusoidal positions": {"positional": "sinusoidal"},
+    "LayerNorm": {"norm": "layer"},
+    "ReLU": {"activation": "relu"},
+    "no query/key norm": {"qk_norm": False},
+    "zero start": {"zero_init": True},
+    "no pair embeddings": {"bigram_buckets": 0},
+    "AdamW": {"optimizer": "adamw", "learning_rate": 5e-3},
+    "cosine": {"schedule": "cosine"},
+}
+
+
+def ablate(data, args) -> None:
+    print("without: loss (median of seeds), CPU seconds")
+    for name, changes in ABLATIONS.items():
+        results = [
+            train(data, *recipe("fast", seed=seed, batch_size=args.batch, **schedule(args.short * 2), **changes))[:2]
+            for seed in range(args.seeds)
+        ]
+        seconds, loss = (statistics.median(values) for values in zip(*results, strict=True))
+        print(f"{name:22} {loss:.4f}   {seconds:5.1f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "loss", "ablation", "minutes", "share"])
+    parser.add_argument("--data", type=Path, default=ROOT / "data/raw/tinyshakespeare.txt")
+    parser.add_argument("--split", choices=["tune", "report"], default="report")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=FAST_BATCH)
+    parser.add_argument("--short", type=int, default=130, help="steps of the fast recipe to the peer's loss")
+    parser.add_argument("--long", type=int, default=2000, help="steps of the fast recipe in the peer's time")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = read_ids(args.data, args.split)
+    {"speed": compare_speed, "loss": compare_loss, "ablation": ablate}[args.what](data, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Weights of a trained model, made to fit the vocabulary of another text."""
+
+import torch
+
+from minigpt.checkpoint import Tensors
+from minigpt.errors import UserError
+from minigpt.tokenizer import CharTokenizer, Tokenizer, printable
+
+BY_ID = ("token_embedding.weight", "head.weight", "head.bias")  # a row for each id
+BY_PAIR = "bigram_embedding.embedding.weight"  # a row for each pair of ids, by hash
+
+
+def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensors:
+    """Weights learned with the vocabulary `old`, for ids of `new`: each known token keeps what it knows.
+
+    Raises:
+        UserError: `new` has tokens that `old` lacks; the message lists them.
+    """
+    if old.sha256() == new.sha256():
+        return tensors
+    if not (isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer)):
+        raise UserError("its subword vocabulary is not that of the text; take data/vocab.json from that training")
+    if missing := [character for character in new.characters if character not in old.characters]:
+        raise UserError(
+            f"it does not know these characters of the text: {printable(missing)}; "
+            "remove them, or make them rare enough for tokenizer.min_freq"
+        )
+    specials = old.vocab_size - len(old.characters)
+    ids = torch.tensor([*range(specials), *(specials + old.characters.index(c) for c in new.characters)])
+    adapted = {name: tensor[ids] if name in BY_ID else tensor for name, tensor in tensors.items()}
+    if BY_PAIR in tensors:
+        buckets = len(tensors[BY_PAIR])
+        first, second = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(ids))).unbind(1)
+        adapted[BY_PAIR] = torch.zeros_like(tensors[BY_PAIR])
+        rows = (ids[first] * old.vocab_size + ids[second]) % buckets
+        adapted[BY_PAIR][(first * new.vocab_size + second) % buckets] = tensors[BY_PAIR][rows]
+    return adapted

@@ -1,0 +1,64 @@
+"""A real training process, killed at random moments: what it ends in is the same to the byte."""
+
+import random
+import signal
+import sys
+import time
+
+from conftest import Project, states, wait_for
+
+TRAIN = (sys.executable, "-m", "pipeline.train")
+MODEL = "models/minigpt.safetensors"
+
+
+def steps_saved(project: Project) -> int:
+    return max((int(file.stem.removeprefix("step-")) for file in states(project)), default=0)
+
+
+def test_killed_again_and_again_it_ends_in_the_same_bytes(project, full):
+    kills = 50 if full else 5
+    project.edit("params.yaml", "max_steps: 30", f"max_steps: {120 * kills}")
+    project.edit("params.yaml", "eval_interval: 15", "eval_interval: 100")
+    project.edit("params.yaml", "optimizer: adamw", "optimizer: muon")
+    project.edit("params.yaml", "dropout: 0.0", "dropout: 0.1")
+    project.run(*TRAIN)
+    reports = [project.root / name for name in (MODEL, "reports/training.csv", "reports/validation.csv")]
+    expected = [report.read_bytes() for report in reports]
+    for report in reports:
+        report.unlink()
+    moments = random.Random(0)
+    for _ in range(kills):
+        process, before = project.start(*TRAIN), steps_saved(project)
+        wait_for(lambda before=before: steps_saved(project) > before)
+        time.sleep(moments.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+        assert not (project.root / MODEL).exists()
+    project.run(*TRAIN)
+    assert [report.read_bytes() for report in reports] == expected
+
+
+def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_training_starts_afresh(project):
+    project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
+    project.run(*TRAIN)
+    expected = (project.root / MODEL).read_bytes()
+    process = project.start(*TRAIN)
+    wait_for(lambda: len(states(project)) == 2)
+    process.terminate()
+    process.communicate()
+    newest, before = sorted(states(project), reverse=True)
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+
+    project.edit("params.yaml", "weight_decay: 0.1", "weight_decay: 0.2")
+    out = project.run(*TRAIN)
+    assert "starting afresh: the interrupted training differs in train.weight_decay\n" in out
+    assert (project.root / MODEL).read_bytes() != expected
+
+    project.edit("params.yaml", "weight_decay: 0.2", "weight_decay: 0.1")
+    out = project.run(*TRAIN)
+    assert f"{newest}: damaged, or not written by MiniGPT; going back to the state before it" in out
+    assert f"going on at step {int(before.stem.removeprefix('step-'))} of an interrupted training" in out
+    assert (project.root / MODEL).read_bytes() == expected

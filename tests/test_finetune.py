@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from minigpt.errors import UserError
+from minigpt.finetune import adapt_vocabulary
+from minigpt.model import MiniGPT
+from minigpt.tokenizer import BPETokenizer, CharTokenizer
+
+
+@pytest.mark.parametrize("bigram_buckets", [0, 400])
+def test_on_a_smaller_vocabulary_the_model_says_the_same(bigram_buckets):
+    old, new = CharTokenizer("abcdefghij"), CharTokenizer("hface")
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "bigram_buckets": bigram_buckets}
+    model, adapted = MiniGPT(old.vocab_size, **sizes), MiniGPT(new.vocab_size, **sizes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    adapted.load_state_dict(adapt_vocabulary(model.state_dict(), old, new))
+    text = "facehface"
+    logits = model(torch.tensor([old.encode(text)]))
+    known = [old.encode(character, False)[0] for character in new.characters]
+    torch.testing.assert_close(adapted(torch.tensor([new.encode(text)])), logits[:, :, [0, 1, 2, 3, *known]])
+
+
+def test_characters_that_the_model_lacks_are_listed():
+    with pytest.raises(UserError, match=r"does not know these characters of the text: '\\n', 'x'; remove them"):
+        adapt_vocabulary({}, CharTokenizer("abc"), CharTokenizer("abx\n"))
+
+
+def test_subwords_must_be_the_same():
+    one, other = BPETokenizer(262), BPETokenizer(261)
+    for tokenizer in (one, other):
+        tokenizer.build_vocab(["aaaa bbbb aaaa bbbb"])
+    weights = {"head.bias": torch.zeros(3)}
+    assert adapt_vocabulary(weights, one, one) is weights
+    with pytest.raises(UserError, match="subword vocabulary is not that of the text"):
+        adapt_vocabulary(weights, one, other)
