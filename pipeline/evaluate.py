@@ -31,7 +31,7 @@ def main() -> None:
         result = {
             **summarize(predictions, tokens.info[split]),
             "held_out": split == "val",
-            "validation_tokens": tokens.sha256([split]),
+            "validation_tokens": tokens.sha256([split])[:16],
             "baseline_loss": baselines(predictions, tokenizer.vocab_size),
         }
         project.REPORTS.mkdir(exist_ok=True)

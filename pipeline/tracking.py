@@ -188,10 +188,10 @@ class TrainingRun(Run):
 
     def log(self, row: Row) -> None:
         """Take the metrics of one step; every few seconds they are sent together."""
+        row = {**row, "flops": row["tokens"] * self._flops_per_token}
         if "train/loss" in row:
             speed = (row["tokens"] - self._mark_tokens) / (time.monotonic() - self._mark)
-            flops = row["tokens"] * self._flops_per_token
-            row = {**row, "tokens_per_second": speed, "flops": flops, **self._costs()}
+            row |= {"tokens_per_second": speed, **self._costs()}
         content.add_row(self._rows, row)
         if time.monotonic() - self._sent_at > SEND_EVERY:
             self._sent_at = time.monotonic()
