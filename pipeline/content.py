@@ -42,8 +42,8 @@ def log_params(run_id: str, params: dict[str, Any]) -> None:
     client().log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
 
 
-def log_metrics(run_id: str, values: dict[str, float], when: float | None = None, step: int = 0) -> None:
-    log_rows(run_id, [(when or time.time(), {**values, "step": step})])
+def log_metrics(run_id: str, values: dict[str, float]) -> None:
+    log_rows(run_id, [(time.time(), {**values, "step": 0})])
 
 
 def add_row(rows: list[tuple[float, Row]], row: Row) -> None:
@@ -101,11 +101,12 @@ def log_reports(run_id: str, stage: str, values: dict[str, Any], reports: dict[P
     log_metrics(run_id, {f"{PREFIXES[stage]}/{name}": value for name, value in _numbers(values).items()})
     log_tags(run_id, {name: value for name, value in values.items() if isinstance(value, str)})
     log_texts(run_id, reports)
-    if stage == "evaluate":
+    if project.MISTAKES in reports:
         from pipeline import figures
 
         client().log_figure(run_id, figures.mistakes(_table(reports[project.MISTAKES])), "figures/mistakes.png")
-        log_curves(run_id)
+    if stage == "evaluate":
+        log_curves(run_id)  # once more, now with the baselines
 
 
 def log_texts(run_id: str, reports: dict[Path, str]) -> None:

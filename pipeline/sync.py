@@ -83,8 +83,10 @@ def _complete_present() -> None:
         run_id = active.info.run_id
         if found is None:
             content.restore_model(run_id, project.MODEL)
-        content.restore_reports(run_id, Snapshot(), project.file_digest(project.MODEL, "md5"))
-        if project.ONNX_MODEL.exists() and "onnx_model" not in client().get_run(run_id).data.tags:
+        data = client().get_run(run_id).data
+        if not {"evaluation/loss", "export/bytes"} <= data.metrics.keys():
+            content.restore_reports(run_id, Snapshot(), project.file_digest(project.MODEL, "md5"))
+        if project.ONNX_MODEL.exists() and "onnx_model" not in data.tags:
             content.log_onnx_model(run_id, project.ONNX_MODEL)
         content.write_card(run_id)
 
