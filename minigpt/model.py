@@ -150,13 +150,7 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, past: LayerCache | None = None) -> tuple[Tensor, LayerCache]:
         """x (B, T, C) → attended (B, T, C), and keys and values so far, each (B, H, P+T, D)."""
         B, T, C = x.shape
-        heads = self.query_key_value(x).view(B, T, 3, self.num_heads, C // self.num_heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
-        if self.qk_norm:  # scores cannot outgrow √D (Henry et al., arXiv:2010.04245)
-            q, k = (F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (q, k))
-        if self.rotary is not None:
-            start = 0 if past is None else past[0].shape[2]
-            q, k = self.rotary(q, start), self.rotary(k, start)
+        q, k, v = self.project(x, 0 if past is None else past[0].shape[2])
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, H, P+T, D)
         dropout = self.dropout if self.training else 0.0
@@ -166,6 +160,17 @@ class MultiHeadAttention(nn.Module):
             mask = None if past is None else causal_mask(T, k.shape[2] - T, x.device)
             attended = fused_attention(q, k, v, mask, dropout)
         return self.output(attended.transpose(1, 2).reshape(B, T, C)), (k, v)
+
+    def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, C), whose first position is `start` → queries, keys and values, each (B, H, T, D)."""
+        B, T, C = x.shape
+        heads = self.query_key_value(x).view(B, T, 3, self.num_heads, C // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.qk_norm:  # scores cannot outgrow √D (Henry et al., arXiv:2010.04245)
+            q, k = (F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (q, k))
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        return q, k, v
 
 
 class FeedForward(nn.Module):

@@ -102,7 +102,7 @@ def _train(
     characters = tokens.info[tokens.val_split].characters
     held_out = tokens.val_split == "val"
     with (
-        tracking.training_run(params, tokens, folder, trainer.progress) as run,
+        tracking.training_run(trainer, params, tokens, folder) as run,
         TrainingProgress(trainer.total_steps, trainer.progress) as progress,
     ):
 
@@ -122,7 +122,7 @@ def _train(
             sys.exit(128 + (signals or [signal.SIGTERM])[0])
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
-        run.finish_training(project.MODEL, held_out)
+        run.finish(project.MODEL, held_out)
 
 
 def _catch_signals() -> list[int]:
