@@ -4,7 +4,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-full lint ui bench docs
+.PHONY: help setup repro test test-full lint ui sweep promote sync bench docs
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -18,8 +18,8 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make .venv with everything in it
 
-repro: setup ## run the pipeline: text in, model out
-	dvc repro
+repro: setup $(RECIPE:%=recipes/%) ## run the pipeline: text in, model out; RECIPE=fast takes the parameters of recipes/fast
+	$(if $(RECIPE),dvc exp run $(addprefix -S ,$(shell cat recipes/$(RECIPE))),dvc repro)
 	python -m pipeline.summary
 
 test: setup ## run the tests
@@ -34,7 +34,16 @@ lint: setup ## check style and types
 ui: setup ## compare the tracked runs in a browser; PORT=5001 chooses another port
 	python -m pipeline.ui
 
-bench: setup ## measure the speed of the encoders against others
+sweep: setup ## search for better parameters; ARGS="train.learning_rate=3e-4..1e-2 --trials 20"
+	python -m pipeline.sweep $(ARGS)
+
+promote: setup ## make this model the champion of the registry, if it is better; EXP=name takes an experiment's
+	python -m pipeline.registry $(EXP)
+
+sync: setup ## bring to the tracking store what it lacks
+	python -m pipeline.tracking
+
+bench: setup ## measure speeds against others
 	python benchmarks/tokenization.py
 
 docs: setup ## write docs/cli.md anew from the command's own help

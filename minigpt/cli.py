@@ -45,7 +45,12 @@ MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="Model file: .onnx or .safetensors. Default: what `dvc repro` made."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Model file: .onnx or .safetensors; or models:/minigpt@champion, runs:/<id>/model of MLflow. "
+        "Default: what `dvc repro` made.",
+    ),
 ]
 BackendOption = Annotated[
     BackendName | None,
@@ -307,6 +312,8 @@ def fetch(
 
 
 def _load(backend: BackendName | None, model: Path | None) -> "OnnxBackend | TorchBackend":
+    if model is not None and model.parts[0] in ("models:", "runs:"):
+        return _load_tracked(backend, model.as_posix())
     backend, model = _resolve(backend, model)
     if backend is BackendName.torch:
         from minigpt.backends.torch import TorchBackend
@@ -315,6 +322,34 @@ def _load(backend: BackendName | None, model: Path | None) -> "OnnxBackend | Tor
     from minigpt.backends.onnx import OnnxBackend
 
     return OnnxBackend(model)
+
+
+def _load_tracked(backend: BackendName | None, uri: str) -> "OnnxBackend":
+    """The ONNX file of a model that MLflow keeps."""
+    import logging
+    import os
+    import tempfile
+
+    if backend is BackendName.torch:
+        raise UserError(f"{uri}: MLflow keeps the ONNX file; use --backend onnx")
+    if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlflow.db").exists():
+        raise UserError(f"{uri}: no tracking store here; run in the project's folder, or set MLFLOW_TRACKING_URI")
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    import mlflow.artifacts
+
+    from minigpt.backends.onnx import OnnxBackend
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            kept = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+            raise UserError(f"{uri}: not found in MLflow: {' '.join(str(error).split())[:200]}") from None
+        files = [kept] if kept.is_file() else sorted(kept.rglob("*.onnx"))
+        if len(files) != 1:
+            raise UserError(f"{uri}: no model with one ONNX file")
+        return OnnxBackend(files[0])
 
 
 def _resolve(backend: BackendName | None, model: Path | None) -> tuple[BackendName, Path]:

@@ -70,9 +70,9 @@ class Tokens:
         """The split that validation reads: the training split itself where nothing is held out."""
         return "val" if self.info["val"].documents else "train"
 
-    def sha256(self) -> str:
-        """A fingerprint of tokens and vocabulary together."""
-        parts = [self.vocab_sha256, *(self.info[name].sha256 for name in ("train", "val"))]
+    def sha256(self, splits: Iterable[str] = ("train", "val")) -> str:
+        """A fingerprint of the tokens of `splits` and the vocabulary together."""
+        parts = [self.vocab_sha256, *(self.info[name].sha256 for name in splits)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 

@@ -80,6 +80,17 @@ def accuracy_by_class(predictions: pd.DataFrame, tokenizer: Tokenizer) -> pd.Dat
     return groups.agg(count=("right", "size"), accuracy=("right", "mean"), loss=("loss", "mean")).round(4).reset_index()
 
 
+def mistakes(predictions: pd.DataFrame, tokenizer: Tokenizer, most: int = 30) -> pd.DataFrame:
+    """The commonest wrong guesses, such as `'e' → 'a'`: how many, and as a share of where that token was expected."""
+    expected = predictions["target"].value_counts()
+    wrong = predictions[predictions["target"] != predictions["predicted"]]
+    table = wrong.value_counts(["target", "predicted"]).head(most).reset_index()
+    names = [repr(piece) if piece else "special token" for piece in tokenizer.pieces]
+    label = [f"{names[target]} → {names[guess]}" for target, guess in table[["target", "predicted"]].to_numpy()]
+    share = (table["count"] / table["target"].map(expected)).round(4)
+    return pd.DataFrame({"mistake": label, "count": table["count"], "share": share})
+
+
 def piece_class(piece: str) -> str:
     """One of CLASSES, by the first character of a token that is not a space; see `Tokenizer.pieces`."""
     if not piece:

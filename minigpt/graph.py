@@ -4,8 +4,8 @@ What a character costs is half arithmetic and half nodes, of which each adds a m
 PyTorch's own exporter makes four times as many. Beside ONNX's own operators these are ONNX Runtime's
 (domain com.microsoft):
 
-    SkipLayerNormalization, SkipSimplifiedLayerNormalization
-        x + y + bias, and the layer norm or RMS norm of it
+    SkipLayerNormalization
+        x + y + bias, and the layer norm of it
     GroupQueryAttention
         queries and keys turned (rotary positions), the cache extended, and masked attention over it
 
@@ -136,16 +136,14 @@ def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def add_norm(graph: Graph, name: str, norm: nn.Module, x: str, y: str, bias: Tensor | None = None) -> tuple[str, str]:
+def add_norm(
+    graph: Graph, name: str, norm: nn.LayerNorm, x: str, y: str, bias: Tensor | None = None
+) -> tuple[str, str]:
     """x + y + bias and the norm of it, each (B, T, C)."""
-    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-    inputs = [x, y, graph.constant(f"{name}.weight", norm.weight)]
-    if isinstance(norm, nn.LayerNorm):
-        inputs.append(graph.constant(f"{name}.bias", norm.bias))
+    inputs = [x, y, graph.constant(f"{name}.weight", norm.weight), graph.constant(f"{name}.bias", norm.bias)]
     if bias is not None:
         inputs.append(graph.constant(f"{name}.added_bias", bias))
-    op = "ms.SkipLayerNormalization" if isinstance(norm, nn.LayerNorm) else "ms.SkipSimplifiedLayerNormalization"
-    graph.node(op, inputs, f"{name}.normed", "", "", f"{name}.sum", epsilon=norm.eps)
+    graph.node("ms.SkipLayerNormalization", inputs, f"{name}.normed", "", "", f"{name}.sum", epsilon=norm.eps)
     return f"{name}.sum", f"{name}.normed"
 
 

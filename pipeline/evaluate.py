@@ -7,7 +7,7 @@ from minigpt.backends.torch import TorchBackend
 from minigpt.checkpoint import load_model
 from minigpt.config import EvaluateConfig, load_params
 from minigpt.dataset import Batches, Tokens
-from minigpt.evaluate import accuracy_by_class, baselines, predict, summarize
+from minigpt.evaluate import accuracy_by_class, baselines, mistakes, predict, summarize
 from minigpt.inference import generate
 from minigpt.sampling import Sampling
 from minigpt.tokenizer import tokenizer_from_dict
@@ -31,13 +31,15 @@ def main() -> None:
         result = {
             **summarize(predictions, tokens.info[split]),
             "held_out": split == "val",
+            "validation_tokens": tokens.sha256([split])[:16],
             "baseline_loss": baselines(predictions, tokenizer.vocab_size),
         }
         project.REPORTS.mkdir(exist_ok=True)
         project.EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
         accuracy_by_class(predictions, tokenizer).to_csv(ACCURACY, index=False)
+        mistakes(predictions, tokenizer).to_csv(project.MISTAKES, index=False)
         SAMPLES.write_text(_samples(TorchBackend(model, tokenizer), config), encoding="utf-8")
-        run.report("evaluation", result, [project.EVALUATION, ACCURACY, SAMPLES])
+        run.report("evaluate", result, [project.EVALUATION, ACCURACY, project.MISTAKES, SAMPLES])
     if split == "train":
         log.warning("nothing is held out of this corpus: these figures are of the training split itself")
     log.info("loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f", result)

@@ -1,6 +1,6 @@
 """A model's card: what its tracking run knows of it, in Markdown for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 FIGURES = {
     "evaluation/loss": "loss (nats a token)",
@@ -11,26 +11,41 @@ FIGURES = {
     "evaluation/bits_per_char": "bits per character",
     "evaluation/accuracy": "share of next tokens guessed right",
     "export/max_logit_difference": "largest difference of a logit, ONNX against PyTorch",
+    "parameters": "parameters",
+    "tokens": "tokens seen in training",
+    "flops": "floating-point operations of training (estimate)",
+    "wall_seconds": "seconds of training",
 }
+OWN_TEXTS = ("data/raw/tales.txt", "data/raw/sentences.txt")
 
 
-def model_card(params: Mapping[str, str], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str:
-    """The card of a run; a figure that was not measured is not in it."""
+def model_card(
+    params: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    datasets: Sequence[str] = (),
+    samples: str = "",
+) -> str:
+    """The card of a run; a figure that was not measured is not in it. `samples` is the report of that name."""
     figures = "\n".join(f"| {text} | {metrics[name]:.6g} |" for name, text in FIGURES.items() if name in metrics)
     settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(params.items()))
     split = "the training split, as nothing is held out" if tags.get("held_out") == "false" else "the validation split"
-    commit = tags.get("git_commit", "unknown")
-    dirty = " with uncommitted changes" if tags.get("git_dirty") == "true" else ""
+    data = params.get("data.path", "?")
+    licence = "CC0" if data in OWN_TEXTS else "that of its source; see there before you share the model"
     return f"""# MiniGPT
 
 A decoder-only transformer that continues a text token by token.
-Trained from scratch on `{params.get("data.path", "?")}`.
+Trained from scratch on `{data}`{"".join(f", {name}" for name in datasets)}.
+
+Licence: of the code Apache-2.0, of the text {licence}.
 
 ## Measured on {split}
 
 | figure | value |
 |---|---|
 {figures}
+
+{samples.replace("## ", "### ").replace("# Samples", "## Samples", 1).strip()}
 
 ## Parameters
 
@@ -40,11 +55,20 @@ Trained from scratch on `{params.get("data.path", "?")}`.
 
 ## Reproduce
 
-Check out Git commit `{commit}`{dirty}, put the parameters above into `params.yaml`, and run `dvc repro`. The
-model file has the SHA-256 `{tags.get("model_sha256", "?")}`.
+{_reproduce(tags)}
+The model file has the SHA-256 `{tags.get("model_sha256", "?")}`.
 
 ## Limits
 
 It has seen one small corpus: it writes in that corpus's manner, knows no facts, follows no instructions, and makes up
 what it says.
 """
+
+
+def _reproduce(tags: Mapping[str, str]) -> str:
+    commit = tags.get("git_commit", "unknown")
+    dirty = ", which had uncommitted changes" if tags.get("git_dirty") == "true" else ""
+    name, baseline = tags.get("dvc_experiment"), tags.get("dvc_baseline", commit)
+    if name:
+        return f"`git checkout {baseline} && dvc exp apply {name} && dvc repro` (DVC's experiment `{name}`)."
+    return f"`git checkout {commit} && dvc repro`{dirty}, with the parameters above in `params.yaml`."

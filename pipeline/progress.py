@@ -27,7 +27,7 @@ class TrainingProgress(Progress):
         )
         self.total_steps = total_steps
         self.figures: dict[str, str] = {}
-        self.before = (time.monotonic(), done.tokens)
+        self.before: tuple[float, float] = (time.monotonic(), done.tokens)
         self.task = self.add_task("train", total=total_steps, completed=done.step, figures="")
 
     def __call__(self, row: Row) -> None:

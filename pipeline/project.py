@@ -15,7 +15,9 @@ REPORTS = Path("reports")
 CHARACTERS = REPORTS / "characters.csv"
 TRAINING = REPORTS / "training.json"
 EVALUATION = REPORTS / "evaluation.json"
+MISTAKES = REPORTS / "mistakes.csv"
 EXPORT = REPORTS / "export.json"
+MODEL_CARD = REPORTS / "model_card.md"
 
 
 def root() -> Path:
@@ -26,23 +28,10 @@ def root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
 
 
-def file_sha256(path: Path) -> str:
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal, by "sha256", or by "md5" as DVC names a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def in_lock(stage: str) -> bool:
-    """Whether dvc.lock says that the reports of `stage` here were made from the model that is here."""
-    try:
-        entry = YAML(typ="safe", pure=True).load(Path("dvc.lock"))["stages"][stage]
-        files = {Path(item["path"]): item.get("md5") for item in [*entry["deps"], *entry["outs"]]}
-        return all(
-            hashlib.md5(path.read_bytes()).hexdigest() == md5
-            for path, md5 in files.items()
-            if path == MODEL or path.parent == REPORTS
-        )
-    except (OSError, KeyError):
-        return False
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def code_sha256(stage: str) -> str:

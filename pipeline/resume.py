@@ -45,11 +45,11 @@ def resume_store(params: Params, tokens: Tokens, device: torch.device, group: Gr
 
 def _facts(params: Params, tokens: Tokens, device: torch.device, group: Group) -> dict[str, Any]:
     """What the result depends on, to the bit: where a fact changes, it is another training."""
-    init_from = params.train.init_from
+    init_from = Path(params.train.init_from or "")
     return {
         **{f"model.{key}": value for key, value in params.model.model_dump().items()},
         **{f"train.{key}": value for key, value in params.train.model_dump().items()},
-        "pretrained model": project.file_sha256(Path(init_from)) if init_from and Path(init_from).exists() else None,
+        "pretrained model": project.file_digest(init_from, "sha256") if init_from.is_file() else None,
         "data": tokens.sha256(),
         "code": project.code_sha256("train"),
         "libraries": f"torch {torch.__version__}, numpy {np.__version__}",

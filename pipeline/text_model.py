@@ -11,6 +11,7 @@ import pandas as pd
 
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.inference import generate
+from minigpt.sampling import Sampling
 
 
 class TextModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -18,8 +19,11 @@ class TextModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.backend = OnnxBackend(Path(context.artifacts["onnx"]))
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
-        """A column "text" of prompts → a column "text" of their continuations."""
-        return pd.DataFrame({"text": ["".join(generate(self.backend, prompt)) for prompt in model_input["text"]]})
+        """A column "text" of prompts → a column "text" of their continuations; `params` as in minigpt-cli."""
+        options = dict(params or {})
+        max_new_tokens = options.pop("max_new_tokens", 200)
+        texts = [generate(self.backend, prompt, max_new_tokens, Sampling(**options)) for prompt in model_input["text"]]
+        return pd.DataFrame({"text": ["".join(pieces) for pieces in texts]})
 
 
 mlflow.models.set_model(TextModel())

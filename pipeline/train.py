@@ -84,7 +84,7 @@ def _start_from(path: Path, model: MiniGPT, config: ModelConfig, tokenizer: Toke
     """Fine-tuning: take the weights of the model at `path`."""
     try:
         trained, metadata = load_model(path)
-        for key, value in config.model_dump(exclude={"dropout", "max_seq_len", "zero_init"}).items():
+        for key, value in config.model_dump(exclude={"dropout", "max_seq_len"}).items():
             if metadata["config"][key] != value:
                 raise UserError(f"its {key} is {metadata['config'][key]}, but model.{key} is {value}; make them equal")
         old = tokenizer_from_dict(metadata["tokenizer"])
@@ -102,7 +102,7 @@ def _train(
     characters = tokens.info[tokens.val_split].characters
     held_out = tokens.val_split == "val"
     with (
-        tracking.training_run(params, tokens, folder, trainer.progress) as run,
+        tracking.training_run(trainer, params, tokens, folder) as run,
         TrainingProgress(trainer.total_steps, trainer.progress) as progress,
     ):
 
@@ -122,7 +122,7 @@ def _train(
             sys.exit(128 + (signals or [signal.SIGTERM])[0])
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
-        run.finish_training(project.MODEL, held_out)
+        run.finish(project.MODEL, held_out)
 
 
 def _catch_signals() -> list[int]:

@@ -1,11 +1,17 @@
 """What several tests share: counts, a small trained model, and a copy of the project to run."""
 
+import contextlib
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,10 +44,8 @@ def full(request) -> bool:
 # each idea beyond the classic architecture alone, and all together
 SWITCHES = [
     {"positional": "rotary"},
-    {"norm": "rms"},
     {"activation": "relu_squared"},
     {"qk_norm": True},
-    {"zero_init": True},
     {"bigram_buckets": 97},
 ]
 ARCHITECTURES = [{}, *SWITCHES, {name: value for switch in SWITCHES for name, value in switch.items()}]
@@ -142,6 +146,13 @@ class Project:
         self.run("git", "init", "--quiet", "--initial-branch=main")
         self.commit()
 
+    def copy(self, root: Path) -> "Project":
+        """The same at `root`, with an empty tracking store."""
+        copy = Project.__new__(Project)
+        copy.root, copy.env = root, self.env
+        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db"))
+        return copy
+
     def edit(self, name: str, old: str, new: str) -> None:
         file = self.root / name
         text = file.read_text()
@@ -152,12 +163,11 @@ class Project:
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--message", "state")
 
-    def start(self, *command: str, **env: str) -> subprocess.Popen:
-        pipe = subprocess.PIPE
+    def start(self, *command: str, output: Any = subprocess.PIPE, **env: str) -> subprocess.Popen:
         environment = {**self.env, **env}
         # a session of its own, so that a server can be ended with all its workers
         return subprocess.Popen(
-            command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command, cwd=self.root, env=environment, stdout=output, stderr=output, text=True, start_new_session=True
         )
 
     def run(self, *command: str, code: int = 0, **env: str) -> str:
@@ -168,11 +178,43 @@ class Project:
         return out + err
 
 
-def wait_for(condition, seconds: float = 120.0) -> None:
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What `condition` returns as soon as it is true."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+    return found
+
+
+@contextlib.contextmanager
+def server(project: Project, *command: str, **env: str) -> Iterator[subprocess.Popen]:
+    """A process that serves while the block runs; ended with all its workers."""
+    process = project.start(*command, output=subprocess.DEVNULL, **env)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there and content."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def states(project: Project) -> list[Path]:
@@ -188,10 +230,17 @@ def reproduced(tmp_path_factory) -> Project:
     return project
 
 
+@pytest.fixture(scope="session")
+def tried(reproduced, tmp_path_factory) -> Project:
+    """A project with the runs of three models, two of them DVC's experiments "faster" and "apart"."""
+    project = reproduced.copy(tmp_path_factory.mktemp("tried") / "project")
+    project.run(sys.executable, "-m", "pipeline.tracking")
+    project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
+    return project
+
+
 @pytest.fixture
 def project(reproduced, tmp_path) -> Project:
     """A copy of `reproduced` to change; its tracking store is empty."""
-    copy = Project.__new__(Project)
-    copy.root, copy.env = tmp_path / "project", reproduced.env
-    shutil.copytree(reproduced.root, copy.root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db"))
-    return copy
+    return reproduced.copy(tmp_path / "project")

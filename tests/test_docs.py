@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
 # run by other tests, or by CI itself, under the very name
@@ -87,14 +87,6 @@ def test_make_repro(project):
     assert process.returncode == 0, err
     for words in ("validation loss", "models/minigpt.onnx", "try next:"):
         assert words in out
-
-
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def test_make_ui_shows_the_charts(project):

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.dataset import Batches, SplitInfo
-from minigpt.evaluate import accuracy_by_class, baselines, character_class, piece_class, predict, summarize
+from minigpt.evaluate import (
+    accuracy_by_class,
+    baselines,
+    character_class,
+    mistakes,
+    piece_class,
+    predict,
+    summarize,
+)
 from minigpt.loss import mean_loss
 from minigpt.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
@@ -77,3 +85,11 @@ def test_a_subword_is_of_the_kind_of_its_first_character_but_spaces():
         "part of a character": 2,
         "special token": 1,
     }
+
+
+def test_mistakes_are_counted_by_what_was_expected(tokenizer):
+    e, t, space = (tokenizer.encode(text, add_special_tokens=False)[0] for text in "et ")
+    predictions = pd.DataFrame({"target": [e, e, e, t, 3], "predicted": [space, space, e, e, t]})
+    table = mistakes(predictions, tokenizer, most=2)
+    assert table.to_dict("records")[0] == {"mistake": "'e' → ' '", "count": 2, "share": 0.6667}
+    assert len(table) == 2

@@ -41,6 +41,8 @@ def layer(file: Path) -> int:
 @pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] == "minigpt"], ids=str)
 def test_minigpt_imports_downwards_and_knows_no_pipeline(file):
     names = imports(ROOT / file)
+    if file == Path("minigpt/cli.py"):  # where it resolves models:/ and runs:/
+        names -= {"mlflow.artifacts"}
     assert not [name for name in names if name.split(".")[0] in ("mlflow", "dvc", "pipeline")]
     for name in names:
         for other in module_files(name) - {Path("minigpt/__init__.py"), Path("minigpt/backends/__init__.py"), file}:
@@ -49,7 +51,7 @@ def test_minigpt_imports_downwards_and_knows_no_pipeline(file):
 
 def test_only_the_tracking_files_know_mlflow():
     knowing = [str(file) for file in FILES if any(name.split(".")[0] == "mlflow" for name in imports(ROOT / file))]
-    assert knowing == ["pipeline/text_model.py", "pipeline/tracking.py"]
+    assert knowing == ["minigpt/cli.py", "pipeline/content.py", "pipeline/store.py", "pipeline/text_model.py"]
 
 
 def test_model_py_touches_no_file_tokenizer_or_sampling():

@@ -1,5 +1,6 @@
 """The pipeline as a user runs it: dvc in a Git repository of its own, on a small configuration."""
 
+import io
 import json
 import os
 import re
@@ -84,14 +85,29 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     )
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [5, 10, 15, 20, 25, 30]
-    assert {"git_commit", "git_dirty", "model_sha256"} <= set(run.data.tags)
+    last = run.data.metrics
+    assert {"gradient_norm", "cpu_seconds", "peak_memory_mib"} <= set(last)
+    assert last["parameters"] == OnnxBackend(reproduced.root / "models/minigpt.onnx").metadata["parameters"]
+    assert last["tokens"] == 30 * 4 * 32
+    assert last["flops"] > 6 * last["tokens"] * 0.8 * last["parameters"]
+    assert 0 < last["wall_seconds"] < 600
+    tokens = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "tokens")]
+    assert tokens == [(step, step * 4 * 32) for step in (5, 10, 15, 20, 25, 30)]  # one value a step
+    assert {"git_commit", "git_dirty", "model_sha256", "cpu", "threads", "torch", "python"} <= set(run.data.tags)
+    assert run.info.run_name == "defaults"
     assert "| perplexity | " in run.data.tags["mlflow.note.content"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "tales.txt"
     files = {
         file.path for folder in ("", "reports", "figures") for file in client.list_artifacts(run.info.run_id, folder)
     }
-    assert {"samples.json", "model_card.md", "reports/training.csv", "reports/samples.md", "figures/loss.png"} <= files
+    assert {"samples.json", "model_card.md", "reports/training.csv", "reports/samples.md"} <= files
+    drawn = {"loss", "learning_rate", "attention", "positional_encoding", "mistakes"}
+    assert {f"figures/{name}.png" for name in drawn} <= files
+    card = (reproduced.root / "reports/model_card.md").read_text()
+    assert card == run.data.tags["mlflow.note.content"]
+    for words in (dataset.dataset.digest, "CC0", "of the best bigram model", "## Samples", run.data.tags["git_commit"]):
+        assert words in card
 
 
 def test_the_tracked_model_is_the_file_itself_and_answers(reproduced, monkeypatch):
@@ -160,26 +176,103 @@ def test_without_its_run_the_store_gets_a_restored_one(project):
     assert len(runs(project)) == 1
 
 
-def test_experiments_and_dvc_s_own_views(project):
-    out = project.run(
-        "dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-3", "-S", "model.num_layers=1"
+def test_experiments_are_runs_that_say_what_differs(tried):
+    restored, faster, apart = runs(tried)
+    assert restored.info.run_name == "defaults"
+    assert faster.info.run_name == "learning_rate=0.01"
+    assert faster.data.tags["dvc_experiment"] == "faster"
+    assert (
+        faster.data.tags["dvc_baseline"]
+        == faster.data.tags["git_commit"]
+        == tried.run("git", "rev-parse", "HEAD").strip()
     )
-    assert "Running stage 'train'" in out
-    assert "Running stage 'prepare'" not in out
-    (run,) = runs(project)
-    assert run.info.run_name == "faster"
-    assert run.data.tags["dvc_experiment"] == "faster"
-    assert run.data.params["train.learning_rate"] == "0.001"
+    assert faster.data.params["train.learning_rate"] == "0.01"
+    # a temporary workspace uses its own code and the main repository's store
+    assert apart.info.run_name == "learning_rate=0.01 seed=1"
+    assert apart.data.tags["dvc_experiment"] == "apart"
+    assert {"train/loss", "evaluation/loss", "export/bytes"} <= set(apart.data.metrics)
+
+
+def test_dvc_s_own_views(tried, tmp_path):
+    project = tried.copy(tmp_path / "project")
+    project.run("dvc", "exp", "apply", "faster")
     assert "learning_rate" in project.run("dvc", "params", "diff")
     assert "loss" in project.run("dvc", "metrics", "diff")
-    assert "faster" in project.run("dvc", "exp", "show", "--csv")
+    table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
+    assert {"faster", "apart"} <= set(table["Experiment"])
+    assert {"train.learning_rate", "reports/evaluation.json:loss"} <= set(table.columns) | {
+        "reports/evaluation.json:loss"
+    }
     project.run("dvc", "plots", "diff")
     page = (project.root / "dvc_plots/index.html").read_text()
     assert "vegaEmbed(" in page
+    assert "Commonest mistakes" in page
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page)
-    # a temporary workspace uses its own code and the main repository's store
-    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
-    assert [run.info.run_name for run in runs(project)] == ["faster", "apart"]
+
+
+def test_going_back_to_a_model_goes_back_to_its_run(tried):
+    tried.run("git", "restore", ".")
+    tried.run("dvc", "checkout")
+    tried.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    first, *others = runs(tried)
+    assert len(others) == 2
+    assert all(first.info.end_time > other.info.end_time for other in others)
+
+
+def test_what_the_store_lost_is_in_git(tried, tmp_path):
+    project = tried.copy(tmp_path / "project")
+    project.run("git", "restore", ".")
+    project.run("dvc", "checkout")
+    out = project.run(sys.executable, "-m", "pipeline.tracking")
+    assert out.count("restored from commit") == 2
+    client, _ = store(project)
+    name = lambda run: run.info.run_name  # noqa: E731
+    for before, after in zip(sorted(runs(tried), key=name), sorted(runs(project), key=name), strict=True):
+        assert after.info.run_name == before.info.run_name
+        for tag in ("model_md5", "dvc_experiment", "dvc_baseline", "validation_tokens"):
+            assert after.data.tags.get(tag) == before.data.tags.get(tag)
+        assert after.data.params == before.data.params
+        for metric in ("val/loss", "evaluation/loss", "evaluation/baseline_loss/bigram", "export/bytes"):
+            assert after.data.metrics[metric] == pytest.approx(before.data.metrics[metric])
+        steps = [metric.step for metric in client.get_metric_history(after.info.run_id, "train/loss")]
+        assert steps == [5, 10, 15, 20, 25, 30]
+    assert "restored" not in project.run(sys.executable, "-m", "pipeline.tracking")  # once more: all is there
+    assert len(runs(project)) == 3
+
+
+def test_another_clone_pulls_the_model_and_has_its_run(project, tmp_path):
+    project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    project.commit()
+    project.run("dvc", "push")
+    clone = Project.__new__(Project)
+    clone.root, clone.env = tmp_path / "clone", project.env
+    project.run("git", "clone", "--quiet", ".", str(clone.root))
+    clone.run("dvc", "pull")
+    clone.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    (run,) = runs(clone)
+    assert run.data.tags["restored"] == "true"
+    assert {"train/loss", "evaluation/loss"} <= set(run.data.metrics)
+    assert run.data.params["train.learning_rate"] == "0.003"
+
+
+def test_a_queue_of_two_workers(project, full):
+    if not full:
+        pytest.skip("with --full only: it starts DVC's workers")
+    for seed in ("1", "2", "3"):
+        project.run("dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"train.seed={seed}")
+    project.run("dvc", "queue", "start", "--jobs", "2")
+    wait_for(lambda: project.run("dvc", "queue", "status").count("Success") == 3, 300)
+    project.run("dvc", "queue", "stop")
+    found = runs(project)
+    assert sorted(run.info.run_name for run in found) == ["seed=1", "seed=2", "seed=3"]
+    for run in found:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["dvc_experiment"] == run.info.run_name.replace("=", "-")
+        assert {"train/loss", "evaluation/loss", "export/bytes"} <= set(run.data.metrics)
+    losses = {run.data.metrics["evaluation/loss"] for run in found}
+    assert len(losses) == 3
+    table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
+    assert {"seed-1", "seed-2", "seed-3"} <= set(table["Experiment"])
 
 
 def test_a_corpus_that_holds_nothing_out_says_so(project):
@@ -283,7 +376,7 @@ def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
 
 
 def test_a_locked_store_costs_a_warning_and_the_run_is_sent_later(project, reproduced):
-    project.run(sys.executable, "-c", "from pipeline import tracking; tracking.mlflow()")
+    project.run(sys.executable, "-c", "from pipeline import store; store.mlflow()")
     with sqlite3.connect(project.root / "mlruns/mlflow.db", isolation_level=None) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         out = project.run("dvc", "repro", "--force", "--single-item", "train")

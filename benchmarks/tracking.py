@@ -1,0 +1,61 @@
+"""What tracking costs: the training stage with it and without it, in turn, from start to end of the process.
+
+    python benchmarks/tracking.py --rounds 3                 the default training: takes long
+    python benchmarks/tracking.py --rounds 3 --steps 200     a short one, in which the fixed costs weigh more
+
+Run it where `dvc repro` has made the vocabulary and the tokens. Each training runs in a copy of the project with an
+empty store of its own; the ratio is of the medians.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ON = "from pipeline.train import main; main()"
+OFF = """
+import contextlib
+from unittest.mock import MagicMock
+from pipeline import tracking
+tracking.training_run = lambda *arguments: contextlib.nullcontext(MagicMock())
+from pipeline.train import main; main()
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1600, help="train.max_steps")
+    arguments = parser.parse_args()
+    ways = {"without tracking": OFF, "with tracking": ON}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(arguments.rounds):
+        for name, code in ways.items():
+            seconds[name].append(_train(code, arguments.steps))
+            print(f"{name:18} {seconds[name][-1]:7.2f} s", flush=True)
+    without, tracked = (statistics.median(times) for times in seconds.values())
+    print(f"tracking costs {tracked - without:.2f} s, x{tracked / without:.4f}")
+
+
+def _train(code: str, steps: int) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("minigpt", "pipeline", "data", "dvc.yaml", "params.yaml"):
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+        params = (folder / "params.yaml").read_text()
+        (folder / "params.yaml").write_text(params.replace("max_steps: 1600", f"max_steps: {steps}"))
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

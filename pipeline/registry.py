@@ -1,0 +1,93 @@
+"""`make promote`: the exported model becomes the champion of MLflow's registry, if it is the better one.
+
+python -m pipeline.registry           the model that lies here
+python -m pipeline.registry faster    that of DVC's experiment "faster", or of a run by its id
+"""
+
+import logging
+import sys
+from typing import Any
+
+from minigpt.errors import UserError
+from pipeline import content, project, run_stage, store
+from pipeline.history import made_by
+from pipeline.store import client, mlflow
+
+log = logging.getLogger(__name__)
+NAME = "minigpt"
+ALIAS = "champion"
+LOSS = "evaluation/loss"
+
+
+def main() -> None:
+    try:
+        print(promote(*sys.argv[1:]))
+    except UserError:
+        raise
+    except Exception as error:  # whatever is wrong with the store
+        raise UserError(f"the tracking store does not answer: {store.reason(error)}") from None
+
+
+def promote(which: str = "") -> str:
+    """Give the alias to the model of a run (see above); returns a line that says so.
+
+    Raises:
+        UserError: there is no such model, it was not evaluated and exported, or the champion is as good.
+    """
+    run = _find(which)
+    _check_complete(run)
+    champion = _champion()
+    loss = run.data.metrics[LOSS]
+    before = ""
+    if champion is not None:
+        best = client().get_run(champion.run_id)
+        if run.data.tags["model_md5"] == best.data.tags["model_md5"]:
+            return f"{NAME} version {champion.version} is the {ALIAS} already"
+        if run.data.tags["validation_tokens"] != best.data.tags["validation_tokens"]:
+            raise UserError(f"not promoted: the {ALIAS} was measured on another validation split")
+        if loss >= best.data.metrics[LOSS]:
+            raise UserError(f"not promoted: validation loss {loss:.4f}, the {ALIAS}'s is {best.data.metrics[LOSS]:.4f}")
+        before = f", before {best.data.metrics[LOSS]:.4f}"
+    version = mlflow().register_model(run.data.tags["onnx_model"], NAME, tags={"model_md5": run.data.tags["model_md5"]})
+    client().update_model_version(NAME, version.version, run.data.tags["mlflow.note.content"])
+    client().set_registered_model_alias(NAME, ALIAS, version.version)
+    return f"{NAME} version {version.version} is the {ALIAS}: validation loss {loss:.4f}{before}"
+
+
+def _find(which: str) -> Any:
+    """The run of the model that lies here, or that an experiment or a commit made."""
+    if which:
+        md5 = made_by(which).model_md5
+    elif project.MODEL.exists():
+        md5 = project.file_digest(project.MODEL, "md5")
+    else:
+        raise UserError(f"{project.MODEL}: not found; run `dvc repro`")
+    run = content.find(md5)
+    if run is None:
+        raise UserError(f"{which or project.MODEL}: the tracking store does not know this model; run `make sync`")
+    return run
+
+
+def _check_complete(run: Any) -> None:
+    missing = {"model_md5", "validation_tokens", "onnx_model"} - run.data.tags.keys()
+    difference = run.data.metrics.get("export/max_logit_difference")
+    if missing or difference is None or LOSS not in run.data.metrics:
+        raise UserError(f"not promoted: run {run.info.run_name!r} is not evaluated and exported; run `dvc repro`")
+    if difference > float(run.data.params["export.tolerance"]):
+        raise UserError(
+            f"not promoted: its logits differ from PyTorch's by {difference:.1e}, more than export.tolerance"
+        )
+
+
+def _champion() -> Any:
+    """The model version that has the alias, or None."""
+    try:
+        return client().get_model_version_by_alias(NAME, ALIAS)
+    except mlflow().exceptions.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, or no alias
+            return None
+        raise
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,39 @@
+import pandas as pd
+import pytest
+import torch
+
+from minigpt.backends.torch import TorchBackend
+from minigpt.model import MiniGPT
+from pipeline import figures
+
+
+@pytest.mark.parametrize("switches", [{}, {"positional": "rotary", "qk_norm": True}])
+def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
+    model = MiniGPT(40, d_model=64, num_heads=4, num_layers=2, d_ff=64, max_seq_len=32, **switches).eval()
+    ids = torch.arange(21).unsqueeze(0)
+    found = figures.attention_maps(model, ids)
+    assert [weights.shape for weights in found] == [(4, 21, 21)] * 2
+    # the written-out way, which uses the very weights
+    used = []
+    slow = figures.attention_weights
+    monkeypatch.setattr("minigpt.model.attention_weights", lambda q, k: used.append(slow(q, k)) or used[-1])
+    for block in model.blocks:
+        monkeypatch.setattr(block.attention, "fast", False)
+    with torch.inference_mode():
+        model(ids)
+    for mine, theirs in zip(found, used, strict=True):
+        torch.testing.assert_close(mine, theirs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_figures_show_what_they_say(trained: TorchBackend):
+    curves = {"train/loss": pd.DataFrame({"step": [1, 2], "train/loss": [3.0, 2.0]})}
+    axes = figures.loss(curves, {"uniform": 4.2, "bigram": 2.5}).axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["train/loss", "uniform", "bigram"]
+    assert len(figures.attention(trained.model, trained.tokenizer).axes) == 2 * 4
+    assert figures.positional_encoding(trained.model.positional_encoding).axes[0].images[0].get_array().shape == (
+        64,
+        64,
+    )
+    table = pd.DataFrame({"mistake": ["'e' → 'a'"], "count": [3], "share": [0.5]})
+    (bar,) = figures.mistakes(table).axes[0].patches
+    assert bar.get_width() == pytest.approx(3)

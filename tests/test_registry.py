@@ -1,0 +1,105 @@
+"""From a run to the model that answers: promotion, the command line, and MLflow's own server."""
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import Project, answers, free_port, server, wait_for
+from mlflow import MlflowClient
+
+
+@pytest.fixture(scope="module")
+def promoted(tried: Project) -> Project:
+    """A project whose default model is the champion."""
+    tried.run("git", "restore", ".")
+    tried.run("dvc", "checkout")
+    assert "minigpt version 1 is the champion" in tried.run(sys.executable, "-m", "pipeline.registry")
+    return tried
+
+
+def champion(project: Project):
+    return MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db").get_model_version_by_alias("minigpt", "champion")
+
+
+def test_the_champion_is_the_exported_file_with_its_card(promoted, tmp_path):
+    version = champion(promoted)
+    assert "| perplexity |" in version.description
+    assert "champion already" in promoted.run(sys.executable, "-m", "pipeline.registry")
+    client = MlflowClient(f"sqlite:///{promoted.root}/mlruns/mlflow.db")
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    (file,) = Path(model.artifact_location.removeprefix("file://")).rglob("*.onnx")
+    assert file.read_bytes() == (promoted.root / "models/minigpt.onnx").read_bytes()
+
+
+def test_the_command_line_takes_registered_models_and_runs(promoted):
+    command = ["minigpt-cli", "generate", "--prompt", "The ", "--seed", "3"]
+    expected = promoted.run(*command)
+    assert promoted.run(*command, "--model", "models:/minigpt@champion") == expected
+    assert promoted.run(*command, "--model", f"runs:/{champion(promoted).run_id}/model") == expected
+    info = json.loads(promoted.run("minigpt-cli", "info", "--json", "--model", "models:/minigpt/1"))
+    assert info["vocabulary"]["type"] == "char"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "models:/minigpt@nobody"], "models:/minigpt@nobody: not found in MLflow"),
+        (["--model", "runs:/0123/model"], "runs:/0123/model: not found in MLflow"),
+        (["--model", "models:/minigpt/1", "--backend", "torch"], "MLflow keeps the ONNX file; use --backend onnx"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(promoted, options, message):
+    out = promoted.run("minigpt-cli", "generate", *options, code=1)
+    assert message in out
+    assert out.count("\n") == 1
+
+
+def test_elsewhere_there_is_no_store_and_none_is_made(promoted, tmp_path):
+    elsewhere = promoted.copy(tmp_path / "elsewhere")
+    out = elsewhere.run("minigpt-cli", "generate", "--model", "models:/minigpt@champion", code=1)
+    assert "no tracking store here" in out
+    assert not (elsewhere.root / "mlflow.db").exists()
+
+
+def test_mlflow_serves_the_champion(promoted):
+    port = free_port()
+    uri = f"sqlite:///{promoted.root}/mlruns/mlflow.db"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/minigpt@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", port]
+    with server(promoted, *command, MLFLOW_TRACKING_URI=uri):
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"))
+        body = {"inputs": {"text": ["The ", "A"]}, "params": {"max_new_tokens": 9, "seed": 3}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            predictions = json.load(response)["predictions"]
+    command = ["minigpt-cli", "generate", "--seed", "3", "--max-new-tokens", "9", "--json", "--prompt"]
+    for prompt, row in zip(("The ", "A"), predictions, strict=True):
+        assert row["text"] == json.loads(promoted.run(*command, prompt))["text"]
+
+
+def test_a_model_without_a_run_is_not_promoted(project):
+    out = project.run(sys.executable, "-m", "pipeline.registry", code=1)
+    assert "the tracking store does not know this model; run `make sync`" in out
+    assert "nobody: no experiment of DVC's and no Git revision" in project.run(
+        sys.executable, "-m", "pipeline.registry", "nobody", code=1
+    )
+
+
+def test_the_alias_moves_to_a_better_model_only(promoted):
+    first = champion(promoted)
+    assert "minigpt version 2 is the champion" in promoted.run(sys.executable, "-m", "pipeline.registry", "faster")
+    out = promoted.run(sys.executable, "-m", "pipeline.registry", "HEAD", code=1)
+    assert "not promoted: validation loss" in out
+    assert champion(promoted).run_id != first.run_id
+
+
+def test_another_validation_split_compares_with_nothing(promoted, full):
+    if not full:
+        pytest.skip("with --full only: it runs the whole pipeline")
+    promoted.run("dvc", "exp", "run", "--name", "other", "-S", "data.path=data/raw/sentences.txt")
+    out = promoted.run(sys.executable, "-m", "pipeline.registry", code=1)
+    assert "not promoted: the champion was measured on another validation split" in out

@@ -1,0 +1,213 @@
+"""A tracking server that is away, fails or is slow: training finishes, nothing is lost, one warning."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import Project, answers, free_port, server, wait_for
+from mlflow import MlflowClient
+
+STEPS = [5, 10, 15, 20, 25, 30]
+
+
+class Gate(BaseHTTPRequestHandler):
+    """Stands before a tracking server, and troubles those who come, from the request on whose path fits `begins`."""
+
+    protocol_version = "HTTP/1.1"
+    target, trouble, begins, fits = "", "none", "", False
+
+    def _answer(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        cls = type(self)
+        cls.fits = cls.fits or cls.begins in self.path
+        if cls.fits and cls.trouble == "away":
+            self.close_connection = True
+            return
+        if cls.fits and cls.trouble == "slow":
+            time.sleep(0.2)
+        status, content, kind = (500, b"broken", "text/plain") if cls.fits and cls.trouble == "500" else self._ask(body)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _ask(self, body):
+        headers = {name: self.headers[name] for name in ("Content-Type",) if self.headers[name]}
+        request = urllib.request.Request(self.target + self.path, body or None, headers, method=self.command)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read(), answer.headers["Content-Type"]
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read(), error.headers["Content-Type"] or "text/plain"
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 (names that http.server wants)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def tracker(project: Project, backend: str):
+    """The address of a `mlflow server` that keeps its runs in `backend`."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--host", "127.0.0.1"]
+    command += ["--port", port, "--workers", "2", "--artifacts-destination", str(project.root / "server-artifacts")]
+    with server(project, *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(reproduced, tmp_path_factory):
+    project = reproduced.copy(tmp_path_factory.mktemp("server") / "project")
+    with tracker(project, f"sqlite:///{project.root}/server.db") as url:
+        yield url
+
+
+@pytest.fixture
+def gate(mlflow_server):
+    gate = type("ThisGate", (Gate,), {"target": mlflow_server})
+    with ThreadingHTTPServer(("127.0.0.1", 0), gate) as httpd:
+        gate.url = f"http://127.0.0.1:{httpd.server_port}"
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield gate
+        httpd.shutdown()
+
+
+def train_with_seed(project: Project, seed: int) -> None:
+    project.edit("params.yaml", "seed: 0 # of the initial", f"seed: {seed} # of the initial")
+
+
+def runs(uri: str, seed: int) -> list:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("minigpt")
+    return client.search_runs([experiment.experiment_id], f"params.`train.seed` = '{seed}'") if experiment else []
+
+
+def check_whole(uri: str, run) -> None:
+    client = MlflowClient(uri)
+    assert run.info.status == "FINISHED"
+    assert "model_md5" in run.data.tags
+    assert not [tag for tag in run.data.tags if tag.startswith("unsent")]
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")] == STEPS
+    figures = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
+    assert {"figures/loss.png", "figures/attention.png"} <= figures
+    assert {"samples.json", "model_card.md"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "tales.txt"
+
+
+@pytest.mark.parametrize(
+    ("seed", "trouble", "begins", "costly"),
+    [
+        (1, "away", "", False),
+        (2, "500", "log-batch", False),
+        (3, "500", "", True),
+        (4, "away", "runs/update", True),
+    ],
+)
+def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins, costly, full):
+    if costly and not full:
+        pytest.skip("with --full only")
+    train_with_seed(project, seed)
+    gate.trouble, gate.begins = trouble, begins
+    out = project.run(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=gate.url)
+    assert out.count("tracking failed") == 1
+    assert "Traceback" not in out
+    assert out.count("the run is in the local store") == 1
+    local = f"sqlite:///{project.root}/mlruns/mlflow.db"
+    (waiting,) = runs(local, seed)
+    assert waiting.data.tags["unsent_to"] == gate.url
+
+    gate.trouble = "none"
+    out = project.run(sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url)
+    assert f"sent: seed={seed}" in out
+    (run,) = runs(gate.target, seed)  # the one that was begun there went on
+    check_whole(gate.target, run)
+    assert "unsent_to" not in runs(local, seed)[0].data.tags
+    assert "sent" not in project.run(sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url)
+    assert len(runs(gate.target, seed)) == 1
+
+
+def test_a_slow_server_gets_all(project, gate):
+    train_with_seed(project, 5)
+    gate.trouble = "slow"
+    out = project.run(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=gate.url)
+    assert "tracking" not in out
+    (run,) = runs(gate.target, 5)
+    check_whole(gate.target, run)
+    assert not (project.root / "mlruns/mlflow.db").exists()
+
+
+@contextmanager
+def postgres(folder: Path):
+    """The address of a PostgreSQL of its own."""
+    port, user = free_port(), {}
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+        shutil.chown(folder, "postgres")
+        user = {"user": "postgres", "cwd": folder}
+    data = folder / "data"
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run([_program(program), *arguments], check=True, stdout=subprocess.DEVNULL, **user)
+
+    run("initdb", "--pgdata", str(data), "--auth", "trust", "--username", "minigpt", "--no-sync")
+    options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
+    run("pg_ctl", "--pgdata", str(data), "--options", options, "--log", str(folder / "log"), "--wait", "start")
+    try:
+        yield f"postgresql+psycopg://minigpt@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "--pgdata", str(data), "--mode", "immediate", "stop")
+
+
+def _program(name: str) -> str:
+    folders = [*map(str, Path("/usr/lib/postgresql").glob("*/bin")), os.environ["PATH"]]
+    return shutil.which(name, path=os.pathsep.join(folders)) or ""
+
+
+def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path_factory, full):
+    if not full:
+        pytest.skip("with --full only: it starts two servers and three trainings")
+    if not _program("initdb"):
+        pytest.skip("needs PostgreSQL: apt install postgresql")
+    pytest.importorskip("psycopg", reason="needs psycopg: pip install 'psycopg[binary]'")
+    folder = tmp_path_factory.mktemp("postgres")
+    for parent in [folder, *folder.parents][:3]:  # pytest's folders are private
+        parent.chmod(0o755)
+    writers = {seed: reproduced.copy(folder / f"writer-{seed}") for seed in (1, 2, 3)}
+    (folder / "store").mkdir()
+    with ExitStack() as stack:
+        backend = stack.enter_context(postgres(folder / "store"))
+        url = stack.enter_context(tracker(writers[1], backend))
+        processes = []
+        for seed, project in writers.items():
+            train_with_seed(project, seed)
+            processes.append(project.start(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=url))
+        for process in processes:
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+            assert "tracking" not in err
+        for seed in writers:
+            (run,) = runs(url, seed)
+            check_whole(url, run)
+        assert len(MlflowClient(url).search_experiments(filter_string="name = 'minigpt'")) == 1
+        project = writers[1]
+        for stage in ("evaluate", "export"):
+            project.run(sys.executable, "-m", f"pipeline.{stage}", MLFLOW_TRACKING_URI=url)
+        out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=url)
+        assert re.search("minigpt version 1 is the champion", out)
+        command = ["minigpt-cli", "generate", "--prompt", "The "]
+        tracked = project.run(*command, "--model", "models:/minigpt@champion", MLFLOW_TRACKING_URI=url)
+        assert tracked == project.run(*command)

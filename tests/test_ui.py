@@ -1,0 +1,73 @@
+"""What a user sees who opens `make ui`, in a real browser."""
+
+import html
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import Project, answers, free_port, server, wait_for
+from mlflow import MlflowClient
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt install chromium")
+
+
+@pytest.fixture(scope="module")
+def page(tried: Project, tmp_path_factory):
+    """A function: what the page at a path of the UI shows, as text."""
+    for experiment in ("HEAD", "faster"):  # one of them is the champion in the end
+        tried.start(sys.executable, "-m", "pipeline.registry", experiment).communicate()
+    folder = tmp_path_factory.mktemp("browser")
+    port = free_port()
+
+    def visible(path: str) -> str:
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
+        command += ["--window-size=1600,2400", "--virtual-time-budget=60000", "--dump-dom"]
+        url = f"http://127.0.0.1:{port}/{path}"
+        dom = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=120).stdout
+        dom = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", dom, flags=re.DOTALL)
+        return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", dom)).split())
+
+    with server(tried, sys.executable, "-m", "pipeline.ui", PORT=port):
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield visible
+
+
+def client(tried: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{tried.root}/mlruns/mlflow.db")
+
+
+def test_the_charts_compare_the_runs(page):
+    text = page("#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=minigpt")
+    assert "viewing a shared view" in text
+    for run in ("defaults", "learning_rate=0.01", "learning_rate=0.01 seed=1"):
+        assert run in text
+    assert re.search(r"Loss \( ?6 ?\).*Training \( ?3 ?\).*evaluation", text)
+    assert text.index("val/loss") < text.index("train/loss") < text.index("val/bits_per_char")
+    for axis in ("Step", "tokens", "flops"):
+        assert axis in text
+
+
+def test_the_list_names_the_runs_and_their_models(page):
+    text = page("#/experiments/1/runs?workflowType=machine_learning")
+    for words in ("defaults", "learning_rate=0.01 seed=1", "tales.txt", "3 matching runs"):
+        assert words in text
+
+
+def test_a_run_shows_its_card_and_files(page, tried):
+    run = client(tried).search_runs(["1"], "tags.dvc_experiment = 'faster'")[0]
+    text = page(f"#/experiments/1/runs/{run.info.run_id}")
+    for words in ("learning_rate=0.01", "A decoder-only transformer", "bits per character", "val/loss"):
+        assert words in text
+    text = page(f"#/experiments/1/runs/{run.info.run_id}/artifacts")
+    for words in ("figures", "reports", "model_card.md", "samples.json"):
+        assert words in text
+
+
+def test_the_registry_shows_the_champion(page):
+    assert "minigpt" in page("#/models")
+    text = page("#/models/minigpt")
+    assert "champion" in text
+    assert "Version 1" in text
