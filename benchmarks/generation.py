@@ -5,8 +5,8 @@
 
 S is 128 wide with 4 layers, the default model; M is 384 wide with 6. All write 200 characters after a
 prompt of 16, sampled at temperature 0.8 from the 50 likeliest. The others get random weights, which
-cost the same; what guesses save depends on the text, so for S it is measured on models/minigpt.onnx,
-and for M on a trained model named by --medium. Ratios are of the medians of the rounds.
+cost the same; what guesses save depends on the text, so that is measured on trained models (--trained).
+Ratios are of the medians of the rounds.
 """
 
 import argparse
@@ -51,20 +51,19 @@ def minigpt(backend: Backend, guess: bool = True) -> Way:
     return run
 
 
-def minigpt_ways(size: str, trained: Path | None, folder: Path, threads: int) -> dict[str, Way]:
+def minigpt_ways(size: str, trained: list[Path], folder: Path, threads: int) -> dict[str, Way]:
     config = {"vocab_size": TOKENIZER.vocab_size, **SIZES[size]}
     model = MiniGPT(**config).eval()
-    path = folder / f"{size}.onnx"
-    path.write_bytes(to_onnx(model, {"config": config, "tokenizer": TOKENIZER.to_dict()}))
-    ways = {
-        "MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER)),
-        "MiniGPT, ONNX": minigpt(OnnxBackend(path, threads)),
-    }
-    if trained is not None:
-        backend = OnnxBackend(trained, threads)
+    ways = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER))}
+    for kind in (None, "int8"):
+        path = folder / f"{size}-{kind}.onnx"
+        path.write_bytes(to_onnx(model, {"config": config, "tokenizer": TOKENIZER.to_dict()}, quantize=kind))
+        ways[f"MiniGPT, ONNX {kind or 'float32'}"] = minigpt(OnnxBackend(path, threads))
+    for path in trained:
+        backend = OnnxBackend(path, threads)
         if all(backend.metadata["config"][name] == value for name, value in SIZES[size].items()):
-            ways["MiniGPT, ONNX, trained, no guesses"] = minigpt(backend, guess=False)
-            ways["MiniGPT, ONNX, trained, guesses"] = minigpt(backend)
+            ways[f"{path}, no guesses"] = minigpt(backend, guess=False)
+            ways[f"{path}, guesses"] = minigpt(backend)
     return ways
 
 
@@ -148,7 +147,7 @@ def report(size: str, batch: int, seconds: dict[str, float]) -> None:
     base = seconds["CTranslate2 float32"]
     print(f"\n{size}, {batch} text{'s' * (batch > 1)} at once")
     for name, time_taken in seconds.items():
-        print(f"  {name:36} {batch * LENGTH / time_taken:9.0f} tokens/s   x{base / time_taken:.2f}")
+        print(f"  {name:44} {batch * LENGTH / time_taken:9.0f} tokens/s   x{base / time_taken:.2f}")
 
 
 def start_up(rounds: int) -> None:
@@ -181,20 +180,18 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--small", type=Path, default=Path("models/minigpt.onnx"))
-    parser.add_argument("--medium", type=Path)
+    parser.add_argument("--trained", nargs="+", type=Path, default=[Path("models/minigpt.onnx")])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"{arguments.threads} thread{'s' * (arguments.threads > 1)}, {arguments.rounds} rounds")
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            trained = {"S": arguments.small, "M": arguments.medium}[size]
             model = transformers_model(size)
             ways = {
                 "transformers": transformers_way(model),
                 **ctranslate2_ways(model, Path(folder), arguments.threads),
-                **minigpt_ways(size, trained, Path(folder), arguments.threads),
+                **minigpt_ways(size, arguments.trained, Path(folder), arguments.threads),
             }
             for batch in arguments.batches:
                 report(size, batch, compare(ways, batch, arguments.rounds))

@@ -11,8 +11,8 @@ from minigpt.errors import UserError
 from minigpt.sampling import Noise, Sampling, log_probability, next_token
 from minigpt.tokenizer import EOS, PAD, Tokenizer
 
-GUESSES = 5  # tokens that are read ahead, as long as
-PAYS = 0.15  # of them are right: each costs that share of a run of the model
+PAYS = 0.2  # what a guess costs, as a share of a run of the model: if fewer are right, none are made
+PATIENCE = 8  # guesses that may be wrong before that is judged
 
 
 class Memory(Protocol):
@@ -33,6 +33,7 @@ class Backend(Protocol):
     tokenizer: Tokenizer
     max_seq_len: int
     draft: Draft | None  # what guesses the next tokens, where the model file has it
+    guesses: int  # how many to make before a run
 
     def memory(self, rows: int) -> Memory:
         """A new one, for `rows` texts."""
@@ -179,7 +180,7 @@ class _Row:
         """Up to `count` tokens that may come next: no more than may still be written, within the window."""
         draft, position = self._backend.draft, len(self.text.ids)
         count = min(count, self.text.left - 1, self._start + self._backend.max_seq_len - position)
-        if draft is None or count < 1 or self.text.right < PAYS * self.text.guessed - 2 * GUESSES:
+        if draft is None or count < 1 or self.text.right < PAYS * self.text.guessed - PATIENCE:
             return []
         return draft.guess(self.text.ids, self.noise.rows(position, count), self.sampling.temperature)
 
@@ -209,7 +210,7 @@ def write(
         if not active:
             return
         if rows == 1:
-            for piece in active[0].advance(GUESSES):
+            for piece in active[0].advance(backend.guesses):
                 yield active[0].text, piece
         else:
             yield from _turn(active, memory, rows)
