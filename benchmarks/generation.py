@@ -1,15 +1,19 @@
 """How fast MiniGPT writes, against other engines of the same size, all in turn in one run.
 
-    pip install transformers ctranslate2
+    pip install transformers ctranslate2 onnxruntime-genai onnx-ir
     python benchmarks/generation.py --threads 1
 
 S is 128 wide with 4 layers, the default model; M is 384 wide with 6. All write 200 characters after a
 prompt of 16, sampled at temperature 0.8 from the 50 likeliest. The others get random weights, which
-cost the same; what guesses save depends on the text, so that is measured on trained models (--trained).
+cost the same, of GPT-2, or for ONNX Runtime GenAI of a Llama with as many of them; what guesses save
+depends on the text, so that is measured on trained models (--trained).
 Ratios are of the medians of the rounds.
 """
 
 import argparse
+import contextlib
+import io
+import json
 import statistics
 import subprocess
 import sys
@@ -18,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from minigpt.backends.onnx import OnnxBackend
@@ -97,17 +102,62 @@ def transformers_way(model) -> Way:
     return run
 
 
-def ctranslate2_ways(model, folder: Path, threads: int) -> dict[str, Way]:
-    import ctranslate2
+def save_for_peers(model, folder: Path) -> None:
+    """With a tokenizer, which their converters ask for."""
     import tokenizers
     import transformers
 
     vocabulary = {f"t{token}": token for token in range(TOKENIZER.vocab_size)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t1"))
+    model.save_pretrained(folder)
+    special = {"unk_token": "t1", "bos_token": "t2", "eos_token": "t3"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+
+
+def genai_way(size: str, folder: Path, threads: int) -> Way:
+    """A Llama whose three matrices of the feed-forward network have together as many weights as GPT-2's two."""
+    import onnxruntime_genai
+    import transformers
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+    sizes = SIZES[size]
+    config = transformers.LlamaConfig(
+        vocab_size=TOKENIZER.vocab_size,
+        hidden_size=sizes["d_model"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        intermediate_size=sizes["d_ff"] * 2 // 3,
+        max_position_embeddings=sizes["max_seq_len"],
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    save_for_peers(transformers.LlamaForCausalLM(config), folder / "llama")
+    task = ("", str(folder / "llama"), str(folder / "genai"), "fp32", "cpu", str(folder / "cache"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        create_model(*task, **parse_extra_options(*task, []))
+    settings = json.loads((folder / "genai/genai_config.json").read_text())
+    settings["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+    (folder / "genai/genai_config.json").write_text(json.dumps(settings))
+    model = onnxruntime_genai.Model(str(folder / "genai"))
+
+    def run(batch: int) -> None:
+        parameters = onnxruntime_genai.GeneratorParams(model)
+        lengths = {"min_length": PROMPT + LENGTH, "max_length": PROMPT + LENGTH, "batch_size": batch}
+        parameters.set_search_options(do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, **lengths)
+        generator = onnxruntime_genai.Generator(model, parameters)
+        generator.append_tokens(np.tile(np.arange(4, 4 + PROMPT, dtype=np.int32), (batch, 1)))
+        while not generator.is_done():
+            generator.generate_next_token()
+
+    return run
+
+
+def ctranslate2_ways(model, folder: Path, threads: int) -> dict[str, Way]:
+    import ctranslate2
+
     source = folder / "gpt2"
-    model.save_pretrained(source)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t1", bos_token="t2", eos_token="t3")
-    fast.save_pretrained(source)
+    save_for_peers(model, source)
     ways = {}
     for kind in ("float32", "int8"):
         target = folder / f"ct2-{kind}"
@@ -191,6 +241,7 @@ def main() -> None:
             ways = {
                 "transformers": transformers_way(model),
                 **ctranslate2_ways(model, Path(folder), arguments.threads),
+                "ONNX Runtime GenAI float32": genai_way(size, Path(folder), arguments.threads),
                 **minigpt_ways(size, arguments.trained, Path(folder), arguments.threads),
             }
             for batch in arguments.batches:
