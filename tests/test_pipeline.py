@@ -324,6 +324,16 @@ def test_a_python_without_the_packages_says_so(project, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_without_a_compiler_compile_says_so(project, tmp_path, full):
+    if not full:
+        pytest.skip("it loads all of PyTorch's compiler: with --full")
+    project.edit("params.yaml", "compile: false", "compile: true")
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "CXX": "/nowhere/g++"}
+    out = project.run(sys.executable, "-m", "pipeline.train", code=1, **caches)
+    assert "train.compile: PyTorch cannot compile here (InvalidCxxCompiler" in out
+    assert "Traceback" not in out
+
+
 def test_a_crashed_training_reads_failed(project):
     project.edit("minigpt/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n")
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)
