@@ -18,8 +18,8 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make .venv with everything in it
 
-repro: setup ## run the pipeline: text in, model out
-	dvc repro
+repro: setup $(RECIPE:%=recipes/%) ## run the pipeline: text in, model out; RECIPE=fast takes the parameters of recipes/fast
+	$(if $(RECIPE),dvc exp run $(addprefix -S ,$(shell cat recipes/$(RECIPE))),dvc repro)
 	python -m pipeline.summary
 
 test: setup ## run the tests
@@ -43,7 +43,7 @@ promote: setup ## make this model the champion of the registry, if it is better;
 sync: setup ## bring to the tracking store what it lacks
 	python -m pipeline.tracking
 
-bench: setup ## measure the speed of the encoders against others
+bench: setup ## measure speeds against others
 	python benchmarks/tokenization.py
 
 docs: setup ## write docs/cli.md anew from the command's own help

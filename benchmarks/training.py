@@ -31,7 +31,7 @@ from minigpt.train import Trainer
 ROOT = Path(__file__).parent.parent
 CONTEXT = 64
 PEER_STEPS, PEER_BATCH = 2000, 12
-FAST_BATCH = 24
+FAST_BATCH = 16
 
 
 def read_ids(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
@@ -175,13 +175,12 @@ def show(row: tuple, parameters: int) -> None:
 ABLATIONS = {
     "all of it": {},
     "sinusoidal positions": {"positional": "sinusoidal"},
-    "LayerNorm": {"norm": "layer"},
     "ReLU": {"activation": "relu"},
     "no query/key norm": {"qk_norm": False},
-    "zero start": {"zero_init": True},
     "no pair embeddings": {"bigram_buckets": 0},
     "AdamW": {"optimizer": "adamw", "learning_rate": 5e-3},
-    "cosine": {"schedule": "cosine"},
+    "cosine schedule": {"schedule": "cosine"},
+    "float32": {"precision": "float32"},
 }
 
 
@@ -196,6 +195,58 @@ def ablate(data, args) -> None:
         print(f"{name:22} {loss:.4f}   {seconds:5.1f} s", flush=True)
 
 
+def measure_share(data, args) -> None:
+    """Operations of the matrix products in training, against what the processor does in bare products of one size."""
+    peaks = {
+        dtype: max(product_speed(n, dtype) for n in (512, 1024, 2048)) for dtype in (torch.float32, torch.bfloat16)
+    }
+    for dtype, peak in peaks.items():
+        print(f"bare products in {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s")
+    for name in ("classic", "fast"):
+        for precision in ("float32", "bfloat16"):
+            changes = {"max_steps": 40, "batch_size": 24, "warmup_steps": 0, "decay_steps": 1, "precision": precision}
+            model_config, config = recipe(name, **changes)
+            seconds, _, model = train((data[0], data[1][:999], data[2]), model_config, config)
+            matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) + model.head.weight.numel()
+            # a token costs 2 operations a weight forwards and 4 backwards; so do its products with keys and values
+            per_token = 6 * (matrices + 2 * model_config.num_layers * model_config.d_model * CONTEXT)
+            speed = per_token * config.max_steps * config.batch_size * CONTEXT / seconds
+            shares = ", ".join(f"{speed / peak:.0%} of {str(d).removeprefix('torch.')}" for d, peak in peaks.items())
+            print(f"{name:8} {precision:9} {speed / 1e9:5.0f} GFLOP/s: {shares}")
+
+
+def product_speed(n: int, dtype: torch.dtype) -> float:
+    a, b = (torch.randn(n, n, dtype=dtype) for _ in range(2))
+    a @ b
+    times = []
+    for _ in range(9):
+        began = time.process_time()
+        a @ b
+        times.append(time.process_time() - began)
+    return 2 * n**3 / min(times)
+
+
+def train_for_minutes(data, args) -> None:
+    """The loss by the clock: what a laptop's ten minutes give. Evaluated at the model's own context."""
+    torch.set_num_threads(args.threads)
+    sizes = {"d_model": 256, "num_heads": 8, "num_layers": 3, "d_ff": 1024, "max_seq_len": 128, "dropout": 0.1}
+    model_config, config = recipe("fast", **sizes, batch_size=16, eval_interval=args.long // 10, **schedule(args.long))
+    torch.manual_seed(config.seed)
+    model = MiniGPT(data[2], **model_config.model_dump())
+    layout = ("packed", config.batch_size, model_config.max_seq_len)
+    val_batches = Batches(data[1], "packed", 64, model_config.max_seq_len)
+    trainer = Trainer(model, Batches(data[0], *layout, config.seed), val_batches, config)
+    print(f"{parameters(model):,} parameters")
+    clock = time.monotonic()
+
+    def report(row) -> None:
+        if "val/loss" in row:
+            minutes = (time.monotonic() - clock) / 60
+            print(f"{minutes:5.1f} minutes   step {row['step']:5}   loss {row['val/loss']:.4f}", flush=True)
+
+    trainer.run(report)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "loss", "ablation", "minutes", "share"])
@@ -203,13 +254,20 @@ def main() -> None:
     parser.add_argument("--split", choices=["tune", "report"], default="report")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for minutes; the rest has one")
     parser.add_argument("--batch", type=int, default=FAST_BATCH)
-    parser.add_argument("--short", type=int, default=130, help="steps of the fast recipe to the peer's loss")
-    parser.add_argument("--long", type=int, default=2000, help="steps of the fast recipe in the peer's time")
+    parser.add_argument("--short", type=int, default=200, help="steps of the fast recipe to the peer's loss")
+    parser.add_argument("--long", type=int, default=4000, help="steps of the fast recipe in the peer's time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = read_ids(args.data, args.split)
-    {"speed": compare_speed, "loss": compare_loss, "ablation": ablate}[args.what](data, args)
+    {
+        "speed": compare_speed,
+        "loss": compare_loss,
+        "ablation": ablate,
+        "minutes": train_for_minutes,
+        "share": measure_share,
+    }[args.what](data, args)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,8 @@ class ModelConfig(Section):
     max_seq_len: Annotated[int, Field(ge=8, le=65536)]
     dropout: Fraction
     positional: Literal["sinusoidal", "rotary"]
-    norm: Literal["layer", "rms"]
     activation: Literal["relu", "relu_squared"]
     qk_norm: bool
-    zero_init: bool
     bigram_buckets: NonNegativeInt
 
     @field_validator("num_heads")

@@ -1,13 +1,29 @@
-"""One generate loop over any backend."""
+"""One generate loop over any backend: texts alone or many at once, streamed or not, always the same."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 
+from minigpt.draft import Draft
 from minigpt.errors import UserError
-from minigpt.sampling import Sampling, next_token
-from minigpt.tokenizer import EOS, Tokenizer
+from minigpt.sampling import Noise, Sampling, log_probability, next_tokens
+from minigpt.tokenizer import EOS, PAD, Tokenizer
+
+GUESSES = 5  # tokens that are read ahead
+
+
+class Memory(Protocol):
+    """What a backend keeps of several texts, a row each: the keys and values of what it has read."""
+
+    def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
+        """Ids (T,) that follow the first `past` in `row` → logits (T, V); what was there beyond `past` is forgotten."""
+        ...
+
+    def step(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+        """As `read`, one id a row, all rows at once: ids (N,), past (N,) → logits (N, V)."""
+        ...
 
 
 class Backend(Protocol):
@@ -15,9 +31,10 @@ class Backend(Protocol):
 
     tokenizer: Tokenizer
     max_seq_len: int
+    draft: Draft | None  # what guesses the next tokens, where the model file has it
 
-    def logits(self, ids: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
-        """Ids (B, T) that follow those in the cache `past` (None: none) → logits (B, T, V), cache."""
+    def memory(self, rows: int) -> Memory:
+        """A new one, for `rows` texts."""
         ...
 
 
@@ -33,6 +50,191 @@ def window_start(position: int, max_seq_len: int) -> int:
     return -(-excess // stride) * stride
 
 
+class Text:
+    """A text in the making: what it begins with, what has been written, and when it ends.
+
+    Attributes:
+        prompt: what it begins with.
+        sample: its number among the texts of one seed.
+        ids: <bos>, the prompt, and the tokens that have been written.
+        logprobs: of the tokens that have been written, if asked for: in nats, as the model itself has it.
+        runs, guessed: of the model and of its tokens, how many it took; see `minigpt/draft.py`.
+        stopped: None as long as it goes on, then "eos", "length" or "stop".
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        sample: int = 0,
+        max_new_tokens: int = 200,
+        stop: Sequence[str] = (),
+        logprobs: bool = False,
+    ):
+        """`stop`: the text ends before the first of these.
+
+        Raises:
+            UserError: `max_new_tokens` is less than 1, or a stop string is empty.
+        """
+        if max_new_tokens < 1:
+            raise UserError(f"max-new-tokens: must be 1 or more, but it is {max_new_tokens}")
+        if not all(stop):
+            raise UserError("stop: must not be empty")
+        self.prompt, self.sample, self.stop = prompt, sample, stop
+        self.ids = tokenizer.encode(prompt)[:-1]  # <eos> would end the text here
+        self.logprobs: list[float] | None = [] if logprobs else None
+        self.runs, self.guessed = 0, 0
+        self.stopped: str | None = None
+        self._pieces: list[str] = []
+        self._first = len(self.ids)
+        self._end = self._first + max_new_tokens
+        self._decoder = tokenizer.decoder()
+        self._held = ""  # of what is decoded, that which may begin a stop string
+
+    @property
+    def written(self) -> list[int]:
+        """The tokens that have been written, <eos> included."""
+        return self.ids[self._first :]
+
+    @property
+    def text(self) -> str:
+        """What has been written, as far as it is certain."""
+        return "".join(self._pieces)
+
+    @property
+    def left(self) -> int:
+        """How many more may be written."""
+        return self._end - len(self.ids)
+
+    def add(self, token: int, logits: np.ndarray) -> str:
+        """Append `token`, chosen by `logits` (V,); returns what is now certain to be in the text."""
+        self.ids.append(token)
+        if self.logprobs is not None:
+            self.logprobs.append(log_probability(logits, token))
+        self._held += self._decoder.feed(token)
+        if token == EOS or not self.left:
+            self.stopped = "eos" if token == EOS else "length"
+            self._held += self._decoder.end()
+        if found := [at for stop in self.stop if (at := self._held.find(stop)) >= 0]:
+            self.stopped, self._held = "stop", self._held[: min(found)]
+        return self._release(0 if self.stopped else max(map(self._begun, self.stop), default=0))
+
+    def _begun(self, stop: str) -> int:
+        """How many characters of `stop` the held text ends on."""
+        most = min(len(stop) - 1, len(self._held))
+        return next((count for count in range(most, 0, -1) if self._held.endswith(stop[:count])), 0)
+
+    def _release(self, keep: int) -> str:
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        self._pieces.append(text)
+        return text
+
+
+class _Row:
+    """A row of a memory, and the text that is written there."""
+
+    def __init__(self, backend: Backend, memory: Memory, row: int, text: Text, sampling: Sampling):
+        self.memory, self.row, self.text, self.sampling = memory, row, text, sampling
+        self.noise = Noise(sampling.seed, text.sample, backend.tokenizer.vocab_size)
+        self._backend = backend
+        self._start = -1  # of the window: the memory holds all ids from there on but the last
+
+    def unread(self) -> tuple[np.ndarray, int]:
+        """The ids to read for the next token, and how many before them the memory holds.
+
+        It is one id, but at the beginning and where the window moves.
+        """
+        ids = self.text.ids
+        start = window_start(len(ids), self._backend.max_seq_len)
+        if start != self._start:
+            self._start = start
+            return np.array(ids[start:]), 0
+        return np.array(ids[-1:]), len(ids) - 1 - start
+
+    def advance(self, count: int = 0) -> Iterator[str]:
+        """Read what is unread, and up to `count` guesses behind it; write as many tokens as the guesses are right.
+
+        At least one. Yields what each adds to the text.
+        """
+        unread, past = self.unread()
+        guesses = self.guess(count)
+        self.text.runs += 1
+        self.text.guessed += len(guesses)
+        logits = self.memory.read(self.row, np.array([*unread, *guesses]), past)[len(unread) - 1 :]
+        for token, guess, row in zip(self.choose(logits, guesses), [*guesses, None], logits, strict=True):
+            yield self.text.add(token, row)
+            if self.text.stopped or token != guess:
+                return
+
+    def guess(self, count: int) -> list[int]:
+        """Up to `count` tokens that may come next: no more than may still be written, within the window."""
+        draft, position = self._backend.draft, len(self.text.ids)
+        count = min(count, self.text.left - 1, self._start + self._backend.max_seq_len - position)
+        if draft is None or count < 1:
+            return []
+        return draft.guess(self.text.ids, self.noise.rows(position, count), self.sampling.temperature)
+
+    def choose(self, logits: np.ndarray, guesses: Sequence[int] = ()) -> list[int]:
+        """The next token, and what would follow each of `guesses` if they were right: logits (N, V) → N ids."""
+        seen = None
+        if self.sampling.repetition_penalty != 1:
+            seen = np.zeros(logits.shape, dtype=bool)
+            seen[:, self.text.ids] = True
+            for i, guess in enumerate(guesses, start=1):
+                seen[i:, guess] = True
+        noise = self.noise.rows(len(self.text.ids), len(logits))
+        return next_tokens(logits, noise, self.sampling, seen).tolist()
+
+    def write(self, logits: np.ndarray) -> str:
+        """Choose the next token by logits (V,); returns what it adds to the text."""
+        self.text.runs += 1
+        return self.text.add(self.choose(logits[None])[0], logits)
+
+
+def write(
+    backend: Backend, texts: Iterable[Text], sampling: Sampling | None = None, rows: int = 1
+) -> Iterator[tuple[Text, str]]:
+    """Write `texts`, up to `rows` of them at a time, each as it would be alone.
+
+    Yields a text and what is added to it, token by token ("" where a token adds no character yet); it
+    is finished when `stopped` is set. With more rows than one the texts take turns, and when one is
+    finished the next takes its place.
+    """
+    sampling = sampling or Sampling()
+    waiting = iter(texts)
+    memory = backend.memory(rows)
+    active: list[_Row] = []
+    free = list(range(rows))
+    while True:
+        active += [_Row(backend, memory, free.pop(), text, sampling) for text in islice(waiting, len(free))]
+        if not active:
+            return
+        if rows == 1:
+            for piece in active[0].advance(GUESSES):
+                yield active[0].text, piece
+        else:
+            yield from _turn(active, memory, rows)
+        free += [row.row for row in active if row.text.stopped]
+        active = [row for row in active if not row.text.stopped]
+
+
+def _turn(active: list[_Row], memory: Memory, rows: int) -> Iterator[tuple[Text, str]]:
+    """A token for each text: all that have one id unread together; others first catch up by themselves."""
+    ids, past = np.full(rows, PAD), np.zeros(rows, dtype=np.int64)  # a row without a text reads <pad>
+    for row in active:
+        unread, known = row.unread()
+        while len(unread) > 1 and not row.text.stopped:
+            yield row.text, row.write(memory.read(row.row, unread, known)[-1])
+            unread, known = row.unread()
+        if not row.text.stopped:
+            ids[row.row], past[row.row] = unread[0], known
+    logits = memory.step(ids, past)
+    for row in active:
+        if not row.text.stopped:
+            yield row.text, row.write(logits[row.row])
+
+
 def generate_ids(
     backend: Backend, prompt: str, max_new_tokens: int = 200, sampling: Sampling | None = None, sample: int = 0
 ) -> Iterator[int]:
@@ -43,34 +245,22 @@ def generate_ids(
     Raises:
         UserError: at the call, where `max_new_tokens` is less than 1.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"max-new-tokens: must be 1 or more, but it is {max_new_tokens}")
-    return _continue(backend, prompt, max_new_tokens, sampling or Sampling(), sample)
-
-
-def _continue(backend: Backend, prompt: str, max_new_tokens: int, sampling: Sampling, sample: int) -> Iterator[int]:
-    ids = backend.tokenizer.encode(prompt)[:-1]  # <bos> and the prompt; <eos> would end the text here
-    past, start, known = None, -1, 0
-    for _ in range(max_new_tokens):
-        position = len(ids)
-        if window_start(position, backend.max_seq_len) != start:
-            start = window_start(position, backend.max_seq_len)
-            past, known = None, start
-        logits, past = backend.logits(np.array([ids[known:]]), past)
-        known = position
-        token = next_token(logits[0, -1], sampling, sample, position)
-        ids.append(token)
-        yield token
-        if token == EOS:
-            return
+    text = Text(backend.tokenizer, prompt, sample, max_new_tokens)
+    return (text.ids[-1] for _ in write(backend, [text], sampling))
 
 
 def generate(
-    backend: Backend, prompt: str, max_new_tokens: int = 200, sampling: Sampling | None = None, sample: int = 0
+    backend: Backend,
+    prompt: str,
+    max_new_tokens: int = 200,
+    sampling: Sampling | None = None,
+    sample: int = 0,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The text that continues `prompt`, piece by piece, each of whole characters; see `generate_ids`.
+    """The text that continues `prompt`, piece by piece, each of whole characters; it ends before a `stop` string.
 
     >>> backend = OnnxBackend(Path("models/minigpt.onnx"))  # doctest: +SKIP
     >>> "".join(generate(backend, "The quick brown", sampling=Sampling(temperature=0)))  # doctest: +SKIP
     """
-    return backend.tokenizer.stream(generate_ids(backend, prompt, max_new_tokens, sampling, sample))
+    text = Text(backend.tokenizer, prompt, sample, max_new_tokens, stop)
+    return (piece for _, piece in write(backend, [text], sampling) if piece)

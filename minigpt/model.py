@@ -6,8 +6,8 @@ P is the number of positions that a key/value cache already holds (0 without one
 
 Sources: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762); normalisation before each
 sublayer as in Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2).
-What goes beyond them is switched on by `positional`, `norm`, `activation`, `qk_norm`, `zero_init` and
-`bigram_buckets`; each names its paper where it stands.
+What goes beyond them is switched on by `positional`, `activation`, `qk_norm` and `bigram_buckets`; each
+names its paper where it stands.
 """
 
 import math
@@ -100,11 +100,6 @@ class BigramEmbedding(nn.Module):
         """(B, T) ids and the one before them (B, 1) → (B, T, C)."""
         previous = torch.cat((last_id, input_ids), dim=1)[:, :-1]
         return self.embedding((previous * self.vocab_size + input_ids) % self.buckets)
-
-
-def build_norm(norm: str, d_model: int) -> nn.Module:
-    """LayerNorm, or RMSNorm, which leaves the mean alone (Zhang & Sennrich, arXiv:1910.07467)."""
-    return nn.LayerNorm(d_model) if norm == "layer" else nn.RMSNorm(d_model, eps=NORM_EPS)
 
 
 def causal_mask(new: int, past: int, device: torch.device | None = None) -> Tensor:
@@ -205,15 +200,14 @@ class TransformerBlock(nn.Module):
         num_heads: int,
         d_ff: int,
         dropout: float,
-        norm: str = "layer",
         activation: str = "relu",
         qk_norm: bool = False,
         rotary: RotaryEncoding | None = None,
     ):
         super().__init__()
-        self.norm1 = build_norm(norm, d_model)
+        self.norm1 = nn.LayerNorm(d_model)
         self.attention = MultiHeadAttention(d_model, num_heads, dropout, qk_norm, rotary)
-        self.norm2 = build_norm(norm, d_model)
+        self.norm2 = nn.LayerNorm(d_model)
         self.feed_forward = FeedForward(d_model, d_ff, activation)
         self.dropout = nn.Dropout(dropout)
 
@@ -234,8 +228,7 @@ class MiniGPT(nn.Module):
         max_seq_len: the most positions that the model sees at once.
         dropout: share of activations dropped in training, in [0, 1).
         positional: "sinusoidal" (added to the embedding) or "rotary" (turns queries and keys; needs an even D).
-        norm: "layer" or "rms". activation: "relu" or "relu_squared". qk_norm: normalise queries and keys.
-        zero_init: what a sublayer adds to x starts at zero (Zhang et al., "Fixup", arXiv:1901.09321).
+        activation: "relu" or "relu_squared". qk_norm: normalise queries and keys, so that scores stay small.
         bigram_buckets: rows of the table of pair embeddings; 0 for none.
     """
 
@@ -249,10 +242,8 @@ class MiniGPT(nn.Module):
         max_seq_len: int = 256,
         dropout: float = 0.0,
         positional: str = "sinusoidal",
-        norm: str = "layer",
         activation: str = "relu",
         qk_norm: bool = False,
-        zero_init: bool = False,
         bigram_buckets: int = 0,
     ):
         super().__init__()
@@ -263,15 +254,10 @@ class MiniGPT(nn.Module):
         rotary = RotaryEncoding(d_model // num_heads, max_seq_len) if positional == "rotary" else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(d_model, num_heads, d_ff, dropout, norm, activation, qk_norm, rotary)
-            for _ in range(num_layers)
+            TransformerBlock(d_model, num_heads, d_ff, dropout, activation, qk_norm, rotary) for _ in range(num_layers)
         )
-        self.norm = build_norm(norm, d_model)
+        self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size)
-        if zero_init:
-            for name, parameter in self.blocks.named_parameters():
-                if name.endswith(("attention.output.weight", "feed_forward.linear2.weight")):
-                    nn.init.zeros_(parameter)
         # PyTorch's own N(0, 1) would drown the positional pattern (mean square 1/2) and what blocks add
         nn.init.normal_(self.token_embedding.weight, std=0.5)
 

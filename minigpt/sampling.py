@@ -8,6 +8,10 @@ One line, on which reproducible generation rests (the Gumbel-max trick; Maddison
 With g from the Gumbel distribution this samples softmax(logits / temperature) exactly. Here g is a
 pure function of (seed, sample, position), from a counter-based generator: it does not matter who
 computes it, when, or in which order, and PyTorch and ONNX Runtime write the same text.
+
+What the options do, they do in this order, which is that of Hugging Face's `generate`:
+
+    never sampled → repetition_penalty → temperature → top_k → top_p → min_p → noise
 """
 
 import math
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minigpt.errors import UserError
-from minigpt.tokenizer import BOS, PAD, UNK
+from minigpt.tokenizer import BOS, EOS, PAD, UNK
 
 NEVER_SAMPLED = [PAD, UNK, BOS]  # no text comes of them
 
@@ -28,6 +32,11 @@ class Sampling:
     Attributes:
         temperature: above 1 bolder, below 1 safer, 0 greedy: always the likeliest. Finite, ≥ 0.
         top_k: keep the k likeliest candidates, ≥ 1; above the vocabulary it keeps all.
+        top_p: of these, keep the likeliest that together reach this probability, in (0, 1].
+        min_p: of these, keep those at least so likely, as a share of the likeliest, in [0, 1].
+        repetition_penalty: tokens that occur in the text so far have positive logits divided by it and
+            negative ones multiplied (Keskar et al., arXiv:1909.05858); above 0, and 1 changes nothing.
+        ignore_eos: never end the text: <eos> is never sampled.
         seed: same seed, same text; in [0, 2^63).
 
     Raises:
@@ -36,6 +45,10 @@ class Sampling:
 
     temperature: float = 0.8
     top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    ignore_eos: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,32 +56,92 @@ class Sampling:
             raise UserError(f"temperature: must be a number of 0 (greedy) or more, but it is {self.temperature}")
         if self.top_k < 1:
             raise UserError(f"top-k: must be 1 or more, but it is {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top-p: must be above 0 and at most 1, but it is {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min-p: must be from 0 to 1, but it is {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UserError(f"repetition-penalty: must be a number above 0, but it is {self.repetition_penalty}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: must be from 0 to 2^63 - 1, but it is {self.seed}")
 
 
-def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> np.ndarray:
-    """Gumbel noise (V,) for the token at `position` (<bos> is 0) of text number `sample`.
+def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int, count: int = 1) -> np.ndarray:
+    """Gumbel noise (count, V) for the tokens from `position` on (<bos> is 0) of text number `sample`.
 
     Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3") with the key
     (seed, sample); a counter step gives four numbers, so each position owns ⌈V / 4⌉ steps.
     """
     steps = -(-vocab_size // 4)
     generator = np.random.Generator(np.random.Philox(key=[seed, sample], counter=position * steps))
-    uniform = generator.random(vocab_size)
+    uniform = generator.random((count, steps * 4))[:, :vocab_size]
     return -np.log(-np.log(np.maximum(uniform, 2.0**-53)))
 
 
-def next_token(logits: np.ndarray, sampling: Sampling, sample: int, position: int) -> int:
-    """The id of the token at `position`, given the logits (V,) for it."""
+class Noise:
+    """`gumbel_noise` of one text, drawn for many positions at once."""
+
+    def __init__(self, seed: int, sample: int, vocab_size: int):
+        self._key = seed, sample
+        self._vocab_size = vocab_size
+        self._start, self._block = 0, np.empty((0, vocab_size))
+
+    def rows(self, position: int, count: int) -> np.ndarray:
+        """(count, V), from `position` on."""
+        if not self._start <= position <= position + count <= self._start + len(self._block):
+            self._start = position
+            self._block = gumbel_noise(*self._key, position, self._vocab_size, max(count, 64))
+        return self._block[position - self._start :][:count]
+
+
+def next_tokens(
+    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray | None = None
+) -> np.ndarray:
+    """Logits (N, V) of N texts, or of N positions of one, and the noise (N, V) for them → ids (N,).
+
+    `seen` (N, V) is true for the tokens that occur in each text so far: what the repetition penalty is for.
+    """
     logits = logits.astype(np.float64)
-    logits[NEVER_SAMPLED] = -np.inf
+    logits[:, NEVER_SAMPLED] = -np.inf
+    if sampling.ignore_eos:
+        logits[:, EOS] = -np.inf
+    if seen is not None:
+        penalized = np.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = np.where(seen, penalized, logits)
     if sampling.temperature == 0:
-        return int(logits.argmax())
-    # stable: of equal logits the lower id comes first
-    kept = np.argsort(-logits, kind="stable")[: sampling.top_k]
-    noise = gumbel_noise(sampling.seed, sample, position, len(logits))[kept]
+        return logits.argmax(axis=1)
     # from the best down, so that a tiny temperature overflows to -inf at worst, and the best stays
     with np.errstate(over="ignore"):
-        scores = (logits[kept] - logits[kept[0]]) / sampling.temperature + noise
-    return int(kept[scores.argmax()])
+        logits = (logits - logits.max(axis=1, keepdims=True)) / sampling.temperature
+    # The best of the kept ones is the first kept one from the best of all down: nearly always the very first,
+    # so that nothing need be sorted
+    scores = logits + noise
+    while True:
+        winners = scores.argmax(axis=1)
+        dropped = np.flatnonzero(~_kept(logits, winners, sampling))
+        if not len(dropped):
+            return winners
+        scores[dropped, winners[dropped]] = -np.inf
+
+
+def _kept(logits: np.ndarray, tokens: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Whether top-k, top-p and min-p keep token n of row n: (N, V) logits, the best of them 0, and (N,) → (N,)."""
+    V = logits.shape[1]
+    kept = np.ones(len(tokens), dtype=bool)
+    own = logits[np.arange(len(tokens)), tokens, None]  # (N, 1)
+    if sampling.top_k < V or sampling.top_p < 1:
+        # of equal logits the lower id comes first
+        better = (logits > own) | ((logits == own) & (np.arange(V) < tokens[:, None]))
+        kept &= better.sum(axis=1) < sampling.top_k
+    if sampling.top_p < 1:
+        top = np.partition(logits, -sampling.top_k, axis=1)[:, -sampling.top_k :] if sampling.top_k < V else logits
+        kept &= np.exp(logits).sum(axis=1, where=better) < sampling.top_p * np.exp(top).sum(axis=1)
+    if sampling.min_p > 0:
+        kept &= np.exp(own[:, 0]) >= sampling.min_p
+    return kept
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """Of `token`, in nats, as the model itself has it: logits (V,), before anything that `Sampling` does."""
+    logits = logits.astype(np.float64) - logits.max()
+    return float(logits[token] - np.log(np.exp(logits).sum()))

@@ -89,13 +89,18 @@ class Tokenizer(ABC):
         """
         return "".join(self.stream(ids))
 
+    def decoder(self) -> "Decoder":
+        """For ids that come one by one."""
+        return Decoder(self.pieces)
+
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """As `decode`, piece by piece, while the ids come in."""
+        decoder = self.decoder()
         for token in ids:
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"id {token} is outside the vocabulary of {self.vocab_size}")
-            if self.pieces[token]:
-                yield self.pieces[token]
+            if text := decoder.feed(token):
+                yield text
+        if rest := decoder.end():
+            yield rest
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -117,6 +122,37 @@ class Tokenizer(ABC):
             "normalization": self.normalization,
             "lowercase": self.lowercase,
         }
+
+
+class Decoder:
+    """Ids → text, one by one: what each adds to the text."""
+
+    def __init__(self, pieces: list[str]):
+        self._pieces = pieces
+
+    def feed(self, token: int) -> str:
+        """Raises ValueError where `token` is outside the vocabulary."""
+        if not 0 <= token < len(self._pieces):
+            raise ValueError(f"id {token} is outside the vocabulary of {len(self._pieces)}")
+        return self._pieces[token]
+
+    def end(self) -> str:
+        """What was kept back, now that no more comes."""
+        return ""
+
+
+class ByteDecoder(Decoder):
+    """Bytes wait until their character is whole; one that never is becomes U+FFFD."""
+
+    def __init__(self, pieces: list[str]):
+        super().__init__(pieces)
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        return self._bytes.decode(super().feed(token).encode("utf-8", "surrogateescape"))
+
+    def end(self) -> str:
+        return self._bytes.decode(b"", final=True)
 
 
 class CharTokenizer(Tokenizer):
@@ -289,14 +325,8 @@ class BPETokenizer(Tokenizer):
         encodings = iter(self._library.encode_batch_fast(list(chain.from_iterable(parts)), add_special_tokens=False))
         return [_join_by_unk([next(encodings).ids for _ in text]) for text in parts]
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """As `decode`, piece by piece: bytes wait until their character is whole; one that never is becomes U+FFFD."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for piece in super().stream(ids):
-            if text := decoder.decode(piece.encode("utf-8", "surrogateescape")):
-                yield text
-        if rest := decoder.decode(b"", final=True):
-            yield rest
+    def decoder(self) -> Decoder:
+        return ByteDecoder(self.pieces)
 
     def unknown(self, text: str) -> list[str]:
         return sorted(set(LONE_SURROGATE.findall(text)))

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _samples(backend: TorchBackend, config: EvaluateConfig) -> str:
-    sampling = Sampling(config.temperature, config.top_k, config.seed)
+    sampling = Sampling(config.temperature, config.top_k, seed=config.seed)
     text = f"# Samples\n\nTemperature {config.temperature}, top-k {config.top_k}, seed {config.seed}.\n"
     for number, prompt in enumerate(config.prompts):  # each with noise of its own, or they would resemble
         continuation = "".join(generate(backend, prompt, config.max_new_tokens, sampling, number))

@@ -9,8 +9,11 @@ from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
 from minigpt.checkpoint import load_model
 from minigpt.config import load_params
-from minigpt.export import check_parity, max_logit_difference, to_onnx
+from minigpt.dataset import Tokens
+from minigpt.draft import build_draft
+from minigpt.export import check_parity, max_logit_difference
 from minigpt.files import atomic_write
+from minigpt.graph import to_onnx
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline import project, run_stage, tracking
 
@@ -20,9 +23,11 @@ log = logging.getLogger(__name__)
 def main() -> None:
     config = load_params().export
     model, metadata = load_model(project.MODEL)
+    tokenizer = tokenizer_from_dict(metadata["tokenizer"])
+    tokens = Tokens(project.TOKENS, tokenizer)
     with tracking.model_run(project.MODEL) as run:
-        data = to_onnx(model, metadata)
-        difference = _difference(data, TorchBackend(model, tokenizer_from_dict(metadata["tokenizer"])))
+        data = to_onnx(model, metadata, build_draft(tokens.ids["train"], tokenizer.vocab_size))
+        difference = _difference(data, TorchBackend(model, tokenizer))
         check_parity(difference, config.tolerance)
         atomic_write(project.ONNX_MODEL, data)
         project.REPORTS.mkdir(exist_ok=True)

@@ -84,7 +84,7 @@ def _start_from(path: Path, model: MiniGPT, config: ModelConfig, tokenizer: Toke
     """Fine-tuning: take the weights of the model at `path`."""
     try:
         trained, metadata = load_model(path)
-        for key, value in config.model_dump(exclude={"dropout", "max_seq_len", "zero_init"}).items():
+        for key, value in config.model_dump(exclude={"dropout", "max_seq_len"}).items():
             if metadata["config"][key] != value:
                 raise UserError(f"its {key} is {metadata['config'][key]}, but model.{key} is {value}; make them equal")
         old = tokenizer_from_dict(metadata["tokenizer"])

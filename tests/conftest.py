@@ -44,10 +44,8 @@ def full(request) -> bool:
 # each idea beyond the classic architecture alone, and all together
 SWITCHES = [
     {"positional": "rotary"},
-    {"norm": "rms"},
     {"activation": "relu_squared"},
     {"qk_norm": True},
-    {"zero_init": True},
     {"bigram_buckets": 97},
 ]
 ARCHITECTURES = [{}, *SWITCHES, {name: value for switch in SWITCHES for name, value in switch.items()}]

@@ -1,6 +1,12 @@
 """minigpt-cli as a user runs it: a process, its output, its exit code."""
 
+import csv
+import io
 import json
+import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 
@@ -13,7 +19,7 @@ FOX = "The quick brown fox jumps over the lazy dog."
 def models(trained, tokenizer, tmp_path_factory):
     """A folder with models/minigpt.onnx and models/minigpt.safetensors, as `dvc repro` leaves them."""
     from minigpt.checkpoint import save
-    from minigpt.export import to_onnx
+    from minigpt.graph import to_onnx
 
     folder = tmp_path_factory.mktemp("cli")
     metadata = {
@@ -65,6 +71,48 @@ def test_json_and_several_samples(cli):
     assert greedy["stopped"] == "eos"
 
 
+def test_prompts_of_a_file_are_continued_line_by_line(cli, tmp_path):
+    (tmp_path / "prompts.txt").write_text("The quick brown\n\nThe\n")
+    options = ["--seed", "5", "--temperature", "2", "--max-new-tokens", "20"]
+    lines = cli("generate", "--prompts-file", f"{tmp_path}/prompts.txt", "-n", "2", *options).stdout.splitlines()
+    results = [json.loads(line) for line in lines]
+    assert [(result["prompt"], result["sample"]) for result in results] == [
+        (prompt, sample) for prompt in ("The quick brown", "", "The") for sample in range(2)
+    ]
+    for result in results[::2]:
+        assert result == json.loads(cli("generate", "-p", result["prompt"], *options, "--json").stdout)
+    assert "none.txt: cannot be read" in cli("generate", "--prompts-file", "none.txt", code=1).stderr
+
+
+def test_stop_and_log_probabilities(cli):
+    command = ["generate", "-p", "The quick brown", "--greedy", "--stop", " lazy", "--stop", "jumping"]
+    assert cli(*command).stdout == "The quick brown fox jumps over the\n"
+    result = json.loads(cli(*command, "--json", "--logprobs").stdout)
+    assert result["stopped"] == "stop"
+    assert "".join(piece for piece, _ in result["logprobs"]) == " fox jumps over the lazy"
+    assert all(-5 < logprob <= 0 for _, logprob in result["logprobs"])
+
+
+def test_ctrl_c_leaves_what_was_written(models):
+    command = [sys.executable, "-m", "minigpt.cli", "generate", "-p", "The", "--ignore-eos", "--temperature", "2"]
+    whole = subprocess.run(command, cwd=models, capture_output=True, text=True, check=True).stdout
+    endless = [*command, "--max-new-tokens", "100000000"]
+    with subprocess.Popen(endless, cwd=models, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        start = process.stdout.read(100)  # comes while the text is being written
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert whole.startswith(start)
+    assert rest.endswith("\n")
+
+
+def test_terminal_sequences_are_shown_not_executed(cli):
+    options = ["-p", "\x1b[2Ja\u202eb\tc", "--max-new-tokens", "3"]
+    assert cli("generate", *options).stdout.startswith("\\x1b[2Ja\\u202eb\tc")
+    assert cli("generate", *options, "--no-stream").stdout.startswith("\\x1b[2Ja\\u202eb\tc")
+    assert cli("generate", *options, "--raw").stdout.startswith("\x1b[2Ja\u202eb\tc")
+
+
 def test_unknown_characters_give_one_warning_and_text_all_the_same(cli):
     result = cli("generate", "-p", "ZéZ fox\x1b", "--max-new-tokens", "3")
     assert result.stderr.count("\n") == 1
@@ -91,6 +139,10 @@ def test_a_megabyte_of_prompt(cli):
         (["--seed", "-1"], "seed: must be from 0 to 2^63 - 1, but it is -1"),
         (["--num-samples", "0"], "num-samples: must be 1 or more, but it is 0"),
         (["--greedy", "--temperature", "1"], "greedy: means temperature 0"),
+        (["--top-p", "0"], "top-p: must be above 0 and at most 1, but it is 0.0"),
+        (["--stop", ""], "stop: must not be empty"),
+        (["--logprobs"], "logprobs: comes with --json"),
+        (["--prompts-file", "a.txt"], "prompts-file: give --prompt or --prompts-file, not both"),
         (
             ["--model", "none.onnx"],
             "none.onnx: cannot be read: No such file or directory; run `dvc repro` to make one, or name",
@@ -119,6 +171,89 @@ def test_without_a_model_it_says_how_to_make_one(cli, tmp_path):
         assert result.stderr.count("\n") == 1
 
 
+def test_score_of_files_and_lines(cli, tmp_path):
+    (tmp_path / "known.txt").write_text(FOX + "\n" + FOX + "\n")
+    (tmp_path / "unknown.txt").write_text("xqj zvw kkk")
+    files = [str(tmp_path / "known.txt"), str(tmp_path / "unknown.txt")]
+    rows = [json.loads(line) for line in cli("score", *files, "--lines", "--json").stdout.splitlines()]
+    assert [(row["file"], row["line"]) for row in rows] == [
+        *((files[0], line) for line in (None, 1, 2)),
+        *((files[1], line) for line in (None, 1)),
+    ]
+    assert rows[0]["tokens"] == rows[1]["tokens"] + rows[2]["tokens"] == 90
+    assert rows[1]["loss"] < 1 < rows[3]["loss"]
+    torch_rows = [json.loads(line) for line in cli("score", *files, "--json", "-b", "torch").stdout.splitlines()]
+    assert torch_rows[0]["loss"] == pytest.approx(rows[0]["loss"], abs=1e-5)
+    table = list(csv.DictReader(io.StringIO(cli("score", files[0], "--csv").stdout)))
+    assert float(table[0]["bits_per_char"]) == rows[0]["bits_per_char"]
+    assert cli("score", "-", stdin=FOX).stdout.splitlines()[1].split()[1:3] == ["45", "44"]
+    assert "none.txt: cannot be read: No such file" in cli("score", "none.txt", code=1).stderr
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    assert "latin: not UTF-8 text at byte 3" in cli("score", f"{tmp_path}/latin", code=1).stderr
+
+
+def test_bench_measures_both_backends(cli):
+    rows = [json.loads(line) for line in cli("bench", "--rounds=1", "--max-new-tokens=9", "--json").stdout.splitlines()]
+    assert {row["model"] for row in rows} == {"models/minigpt.onnx", "models/minigpt.safetensors"}
+    assert {row["texts"] for row in rows} == {1, 16}
+    assert all(row["tokens_per_second"] > 0 and row["tokens_per_run"] == 1 for row in rows)
+    assert "rounds: must be 1 or more" in cli("bench", "--rounds", "0", code=1).stderr
+
+
+def test_chat_through_a_pipe(cli):
+    lines = ["The quick brown", "/regenerate", "/set temperature 0", "/regenerate", "/set max_new_tokens 4", "I"]
+    first, again, end, *others = cli("chat", "--seed", "3", stdin="\n".join(lines)).stdout.split("(the end)\n")
+    generated = cli("generate", "-p", "The quick brown", "--seed", "3", "-n", "2").stdout
+    assert f"The quick brown{first}---\nThe quick brown{again}" == generated
+    assert end == FOX.removeprefix("The quick brown") + "\n"
+    assert len(others) == 1
+    said = cli("chat", stdin="/set\n/set a 1\n/set top_k x\n/seed -1\n/nothing\n/regenerate\n/help\n/quit\nno").stdout
+    for words in (
+        "temperature 0.8",
+        "/set: takes one of temperature, top_k",
+        "top_k: must be a whole number, but it is x",
+        "seed: must be from 0",
+        "/nothing: no such command",
+        "/regenerate: nothing has been written yet",
+        "Ctrl-D does too",
+    ):
+        assert words in said
+    assert "max-new-tokens: must be 1 or more" in cli("chat", "--max-new-tokens", "0", code=1).stderr
+
+
+def test_chat_at_a_terminal(models):
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-m", "minigpt.cli", "chat", "--temperature", "0"]
+    process = subprocess.Popen(command, cwd=models, stdin=side, stdout=side, stderr=side)
+    try:
+        read_until(terminal, b"> ")
+        os.write(terminal, b"The quick brown\n")
+        assert b" fox jumps over the lazy dog." in read_until(terminal, b"(the end)")
+        read_until(terminal, b"> ")
+        for setting in (b"max_new_tokens 100000000", b"ignore_eos true"):
+            os.write(terminal, b"/set " + setting + b"\n")
+            read_until(terminal, b"> ")
+        os.write(terminal, b"The quick brown\n")
+        read_until(terminal, b" lazy dog.")
+        process.send_signal(signal.SIGINT)  # ends the text, not the session
+        read_until(terminal, b"> ")
+        os.write(terminal, b"\x04")  # Ctrl-D
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+        os.close(side)
+
+
+def read_until(terminal: int, words: bytes) -> bytes:
+    seen = b""
+    while words not in seen:
+        assert select.select([terminal], [], [], 30)[0], seen
+        seen += os.read(terminal, 1)
+    return seen
+
+
 @pytest.mark.parametrize("name", ["models/minigpt.onnx", "models/minigpt.safetensors"])
 def test_info_shows_what_a_file_holds(cli, name):
     values = json.loads(cli("info", "--model", name, "--json").stdout)
@@ -131,7 +266,7 @@ def test_info_shows_what_a_file_holds(cli, name):
 
 def test_version_and_help(cli):
     assert cli("--version").stdout.startswith("minigpt 0.")
-    for command in ([], ["generate"], ["info"], ["fetch"]):
+    for command in ([], ["generate"], ["chat"], ["score"], ["bench"], ["info"], ["fetch"]):
         assert "Usage:" in cli(*command, "--help").stdout
 
 
@@ -158,7 +293,7 @@ def bpe_models(tmp_path_factory):
     import torch
 
     from minigpt.checkpoint import save
-    from minigpt.export import to_onnx
+    from minigpt.graph import to_onnx
     from minigpt.model import MiniGPT
     from minigpt.tokenizer import BPETokenizer
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, train_config, unlike_at_first
 
-from minigpt.backends.onnx import OnnxBackend
+from minigpt.backends.onnx import OnnxBackend, OnnxMemory
 from minigpt.backends.torch import TorchBackend
 from minigpt.corpus import Document
 from minigpt.dataset import Batches, Tokens
 from minigpt.encoding import TokenWriter, encode_documents, write_meta
 from minigpt.errors import UserError
-from minigpt.export import check_parity, max_logit_difference, to_onnx
+from minigpt.export import check_parity, max_logit_difference
+from minigpt.graph import to_onnx
 from minigpt.inference import generate, generate_ids, window_start
 from minigpt.model import MiniGPT
 from minigpt.sampling import Sampling
@@ -60,18 +61,18 @@ def test_every_architecture_exports_and_writes_the_same_text(tokenizer, tmp_path
 
 
 def test_a_wrong_model_is_noticed(trained, exported, monkeypatch):
-    def slightly_off(ids, past, logits=exported.logits):
-        values, present = logits(ids, past)
-        values[0, -1, 7] += 1e-3
-        return values, present
+    def slightly_off(memory, ids, past, step=OnnxMemory.step):
+        logits = step(memory, ids, past)
+        logits[-1, 7] += 1e-3
+        return logits
 
-    monkeypatch.setattr(exported, "logits", slightly_off)
+    monkeypatch.setattr(OnnxMemory, "step", slightly_off)
     difference = max_logit_difference(trained, exported)
     assert difference == pytest.approx(1e-3, rel=0.05)
     with pytest.raises(UserError, match=r"export\.tolerance: the ONNX model's logits differ .* by 0\.001"):
         check_parity(difference, 1e-4)
 
-    monkeypatch.setattr(exported, "logits", lambda ids, past: (np.full((*ids.shape, 40), np.nan), past))
+    monkeypatch.setattr(OnnxMemory, "step", lambda memory, ids, past: np.full((len(ids), 40), np.nan))
     assert max_logit_difference(trained, exported) == float("inf")
 
 
@@ -95,9 +96,10 @@ def _gap_at_first_difference(backend, prompt, ours, theirs, sampling) -> float:
 
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     ids = backend.tokenizer.encode(prompt)[:-1] + ours[:at]
-    logits = backend.logits(np.array([ids[window_start(len(ids), backend.max_seq_len) :]]), None)[0][0, -1]
+    window = np.array(ids[window_start(len(ids), backend.max_seq_len) :])
+    logits = backend.memory(1).read(0, window, 0)[-1]
     if sampling.temperature:
-        logits = logits + sampling.temperature * gumbel_noise(sampling.seed, 0, len(ids), len(logits))
+        logits = logits + sampling.temperature * gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]
     return abs(float(logits[ours[at]] - logits[theirs[at]]))
 
 
@@ -114,10 +116,6 @@ def test_one_file_holds_everything(onnx_file, tmp_path, tokenizer):
 
 def test_equal_models_are_equal_files(trained, onnx_file, exported):
     assert to_onnx(trained.model, exported.metadata) == onnx_file.read_bytes()
-
-
-def test_the_model_trains_on_as_before_after_an_export(trained):
-    assert all(block.attention.fast for block in trained.model.blocks)
 
 
 def test_weights_in_another_file_are_refused(onnx_file, tmp_path):

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from minigpt.backends.torch import TorchBackend
 from minigpt.errors import UserError
-from minigpt.inference import generate, generate_ids, window_start
+from minigpt.inference import Text, generate, generate_ids, window_start, write
 from minigpt.model import MiniGPT
-from minigpt.sampling import Sampling, next_token
-from minigpt.tokenizer import EOS
+from minigpt.sampling import Sampling, gumbel_noise, next_tokens
+from minigpt.tokenizer import EOS, BPETokenizer, CharTokenizer
 
 GREEDY = Sampling(temperature=0)
 
@@ -25,8 +25,10 @@ class Uncached:
         first = len(ids)
         while len(ids) < first + count and ids[-1:] != [EOS]:
             window = ids[window_start(len(ids), self.max_seq_len) :]
-            logits, _ = self.backend.logits(np.array([window]), None)
-            ids.append(next_token(logits[0, -1], sampling, sample, len(ids)))
+            logits = self.backend.memory(1).read(0, np.array(window), 0)[-1:]
+            noise = gumbel_noise(sampling.seed, sample, len(ids), self.tokenizer.vocab_size)
+            seen = np.isin(np.arange(self.tokenizer.vocab_size), ids)[None]
+            ids += next_tokens(logits, noise, sampling, seen).tolist()
         return ids[first:]
 
 
@@ -74,4 +76,70 @@ def test_samples_of_one_seed_differ_and_stand_alone(untrained):
 
 def test_no_tokens_is_refused(untrained):
     with pytest.raises(UserError, match="max-new-tokens: must be 1 or more, but it is 0"):
-        next(generate(untrained, "a", 0))
+        generate(untrained, "a", 0)
+    with pytest.raises(UserError, match="stop: must not be empty"):
+        generate(untrained, "a", stop=[".", ""])
+
+
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3),
+    st.text("ab ", max_size=30),
+    st.integers(1, 30),
+)
+def test_a_text_ends_before_the_first_stop_string(stop, written, max_new_tokens):
+    """Whatever the pieces: nothing is shown that is taken back, nothing kept back that can be shown."""
+    tokenizer = CharTokenizer("ab ")
+    text = Text(tokenizer, "a", stop=stop, max_new_tokens=max_new_tokens)
+    shown = ""
+    for count, token in enumerate(tokenizer.encode(written, add_special_tokens=False)[:max_new_tokens], start=1):
+        shown += text.add(token, np.zeros(7))
+        sofar = written[:count]
+        found = [sofar.index(string) for string in stop if string in sofar]
+        if found:
+            assert (text.stopped, shown) == ("stop", sofar[: min(found)])
+            break
+        may_begin = max([n for string in stop for n in range(len(string)) if sofar.endswith(string[:n])], default=0)
+        assert shown == (sofar if text.stopped else sofar[: count - may_begin])
+        assert text.stopped == ("length" if count == max_new_tokens else None)
+    assert text.text == shown
+
+
+def test_a_stop_string_may_begin_within_a_subword_and_a_character():
+    tokenizer = BPETokenizer(280)
+    tokenizer.build_vocab(["the fox 🦊 and the fox 🦊"] * 3)
+    ids = tokenizer.encode("the fox 🦊 and", add_special_tokens=False)
+    for stop, expected in (("ox", "the f"), ("🦊", "the fox "), ("x 🦊 a", "the fo")):
+        text = Text(tokenizer, "", stop=[stop])
+        assert "".join(text.add(token, np.zeros(1)) for token in ids if not text.stopped) == expected
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=1.5, seed=4), Sampling(seed=1, repetition_penalty=1.5, top_p=0.9), Sampling(0, min_p=0.1)],
+    ids=str,
+)
+def test_texts_in_a_batch_are_what_each_is_alone(untrained, sampling):
+    prompts = ["", "the", "a prompt that is longer than the window of twelve", "fox", "The quick brown fox"]
+    texts = [Text(untrained.tokenizer, prompt, sample, 10 + 7 * sample) for prompt in prompts for sample in range(2)]
+    for _ in write(untrained, texts, sampling, rows=3):
+        pass
+    for text in texts:
+        alone = Uncached(untrained).generate(text.prompt, 10 + 7 * text.sample, sampling, text.sample)
+        assert text.written == alone
+        assert text.stopped == ("eos" if alone[-1] == EOS else "length")
+
+
+def test_ignore_eos_writes_on(trained):
+    text = "".join(generate(trained, "The quick brown", 60, Sampling(0, ignore_eos=True)))
+    assert text.startswith(" fox jumps over the lazy dog.")
+    assert len(text) == 60
+
+
+def test_log_probabilities_are_those_of_the_whole_text(untrained):
+    sampling = Sampling(temperature=2.0, top_k=3, repetition_penalty=2.0, ignore_eos=True)
+    text = Text(untrained.tokenizer, "the", max_new_tokens=9, logprobs=True)
+    for _ in write(untrained, [text], sampling):
+        pass
+    logits = torch.from_numpy(untrained.memory(1).read(0, np.array(text.ids[:-1]), 0))
+    expected = logits.log_softmax(-1)[torch.arange(3, 12), text.written]
+    np.testing.assert_allclose(text.logprobs, expected, atol=1e-5)

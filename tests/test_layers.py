@@ -23,12 +23,12 @@ FILES = sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT 
 
 # the layers of minigpt, from the bottom; a module imports only from layers below its own
 LAYERS = [
-    {"errors", "parallel", "text"},
+    {"errors", "parallel", "terminal", "text"},
     {"config", "files", "tokenizer"},
-    {"corpus", "dataset", "model", "sampling"},
+    {"corpus", "dataset", "draft", "model", "sampling"},
     {"checkpoint", "distributed", "encoding", "loss", "optim"},
     {"backends", "backends/torch", "backends/onnx", "finetune", "inference", "train", "evaluate"},
-    {"export", "fetch"},
+    {"bench", "chat", "export", "fetch", "graph", "score"},
     {"cli"},
 ]
 

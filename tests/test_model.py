@@ -114,13 +114,6 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert scores[0, 0] != pytest.approx(scores[3, 0], abs=1e-3)
 
 
-def test_a_block_that_starts_at_zero_adds_nothing():
-    model = MiniGPT(V, 24, 3, 2, 48, max_seq_len=L, zero_init=True)
-    x = torch.randn(2, 5, 24)
-    for block in model.blocks:
-        torch.testing.assert_close(block(x)[0], x + block.attention.output.bias + block.feed_forward.linear2.bias)
-
-
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     model = MiniGPT(V, d_model=24, num_heads=3, num_layers=1, d_ff=48, max_seq_len=L, dropout=0.5)

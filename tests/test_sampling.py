@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,50 +7,87 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minigpt.errors import UserError
-from minigpt.sampling import NEVER_SAMPLED, Sampling, gumbel_noise, next_token
+from minigpt.sampling import NEVER_SAMPLED, Noise, Sampling, gumbel_noise, log_probability, next_tokens
+from minigpt.tokenizer import EOS
 
-logits = arrays(np.float32, st.integers(5, 60), elements=st.floats(-30, 30, width=32))
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.3, 0.8, 1.0, 2.0]),
+    top_k=st.integers(1, 80),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    repetition_penalty=st.sampled_from([0.5, 1.0, 1.3, 10.0]),
+    ignore_eos=st.booleans(),
+    seed=st.integers(0, 2**63 - 1),
+)
 
 
-def reference(logits, sampling, sample, position) -> int:
-    """The contract, word for word."""
-    allowed = [i for i in range(len(logits)) if i not in NEVER_SAMPLED]
-    ranked = sorted(allowed, key=lambda i: (-logits[i], i))
+def reference(logits, noise, sampling, seen) -> int:
+    """The documented order, word for word: one list of candidates, and what each step leaves of it."""
+    barred = [*NEVER_SAMPLED, *([EOS] if sampling.ignore_eos else [])]
+    scores = {token: float(value) for token, value in enumerate(logits) if token not in barred}
+    for token in seen & scores.keys():
+        penalty = sampling.repetition_penalty
+        scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+    kept = sorted(scores, key=lambda token: (-scores[token], token))
     if sampling.temperature == 0:
-        return ranked[0]
-    noise = gumbel_noise(sampling.seed, sample, position, len(logits))
-    kept = ranked[: sampling.top_k]
-    return max(kept, key=lambda i: float(logits[i]) / sampling.temperature + noise[i])
+        return kept[0]
+    scores = {token: score / sampling.temperature for token, score in scores.items()}
+    kept = kept[: sampling.top_k]
+
+    weights = [math.exp(scores[token] - scores[kept[0]]) for token in kept]
+    total = math.fsum(weights)
+    kept = [token for i, token in enumerate(kept) if math.fsum(weights[:i]) < sampling.top_p * total]
+    kept = [token for token, weight in zip(kept, weights, strict=False) if weight >= sampling.min_p]
+    return max(kept, key=lambda token: scores[token] + noise[token])
 
 
-@given(logits, st.sampled_from([0.0, 0.3, 0.8, 1.0, 2.0]), st.integers(1, 80), st.integers(0, 9), st.integers(0, 9))
-def test_next_token_is_the_contract(logits, temperature, top_k, sample, position):
-    sampling = Sampling(temperature, top_k, seed=5)
-    token = next_token(logits, sampling, sample, position)
-    assert token == reference(logits, sampling, sample, position)
-    assert token not in NEVER_SAMPLED
+@given(
+    # multiples of 1/8: equal ones are common, and rounding cannot change an order
+    arrays(np.int32, st.tuples(st.integers(1, 4), st.integers(5, 60)), elements=st.integers(-200, 200)),
+    SAMPLINGS,
+    st.sets(st.integers(0, 59)),
+)
+def test_next_tokens_are_those_of_the_documented_order(eighths, sampling, seen):
+    logits = (eighths / 8).astype(np.float32)
+    N, V = logits.shape
+    noise = gumbel_noise(sampling.seed, 1, 7, V, N)
+    occurs = np.tile(np.isin(np.arange(V), list(seen)), (N, 1))
+    expected = [reference(logits[row], noise[row], sampling, seen) for row in range(N)]
+    assert next_tokens(logits, noise, sampling, occurs).tolist() == expected
 
 
 def test_noise_is_a_function_of_seed_sample_and_position():
     noise = gumbel_noise(1, 2, 3, 50)
     np.testing.assert_array_equal(noise, gumbel_noise(1, 2, 3, 50))
+    many = gumbel_noise(1, 2, 0, 50, count=10)
+    np.testing.assert_array_equal(noise[0], many[3])
+    for vocab_size in (5, 50, 64):
+        ahead = Noise(1, 2, vocab_size)
+        for position, count in ((0, 1), (1, 5), (62, 4), (300, 100), (3, 1)):
+            expected = gumbel_noise(1, 2, position, vocab_size, count)
+            np.testing.assert_array_equal(ahead.rows(position, count), expected)
     for other in ((0, 2, 3), (1, 0, 3), (1, 2, 4)):
         assert np.abs(noise - gumbel_noise(*other, 50)).min() > 0
     # neighbours in position do not share numbers
-    assert not set(noise) & set(gumbel_noise(1, 2, 4, 50))
+    assert not set(noise[0]) & set(gumbel_noise(1, 2, 4, 50)[0])
 
 
 def test_it_samples_the_softmax():
     values = np.array([0, 0, 0, 0, 1, 2, 3], dtype=np.float32)
-    sampling = Sampling(temperature=0.7)
-    shares = np.bincount([next_token(values, sampling, 0, position) for position in range(20_000)]) / 20_000
+    drawn = next_tokens(np.tile(values, (20_000, 1)), gumbel_noise(0, 0, 0, 7, 20_000), Sampling(temperature=0.7))
     expected = np.exp(values / 0.7) * ~np.isin(np.arange(7), NEVER_SAMPLED)
-    np.testing.assert_allclose(shares, expected / expected.sum(), atol=0.015)
+    np.testing.assert_allclose(np.bincount(drawn) / 20_000, expected / expected.sum(), atol=0.015)
 
 
 def test_a_tiny_temperature_is_greedy_and_nothing_overflows():
-    values = np.array([0, 0, 0, 1, 5, -1e30], dtype=np.float32)
-    assert next_token(values, Sampling(1e-300), 0, 0) == 4
+    values = np.array([[0, 0, 0, 1, 5, -1e30]], dtype=np.float32)
+    assert next_tokens(values, gumbel_noise(0, 0, 0, 6), Sampling(1e-300)) == [4]
+
+
+def test_log_probability_is_the_model_s_own():
+    values = np.log(np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)) + 100
+    assert [round(math.exp(log_probability(values, token)), 4) for token in range(4)] == [0.1, 0.2, 0.3, 0.4]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +97,11 @@ def test_a_tiny_temperature_is_greedy_and_nothing_overflows():
         ({"temperature": float("nan")}, "temperature: must be a number of 0"),
         ({"temperature": float("inf")}, "temperature: must be a number of 0"),
         ({"top_k": 0}, "top-k: must be 1 or more"),
+        ({"top_p": 0.0}, "top-p: must be above 0 and at most 1"),
+        ({"top_p": float("nan")}, "top-p: must be above 0 and at most 1"),
+        ({"min_p": 1.5}, "min-p: must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty: must be a number above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition-penalty: must be a number above 0"),
         ({"seed": -1}, "seed: must be from 0"),
         ({"seed": 2**63}, "seed: must be from 0"),
     ],

@@ -1,17 +1,20 @@
 """Generation with ONNX Runtime alone: one file, no PyTorch.
 
-The model file (written by `minigpt/export.py`) has for each layer i of L these inputs and outputs,
-with B batch, T new positions, P cached ones, V vocabulary, H heads, D channels a head:
+The model file (written by `minigpt/graph.py`) has these inputs and outputs, the caches for each layer i,
+with B texts, T new ids of each, V vocabulary, S = max_seq_len, H heads, E channels a head in the cache:
 
-    input_ids         int64    (B, T)         positions P … P+T-1; P+T ≤ max_seq_len
-    past_id           int64    (B, 1)         the id before the first of input_ids; 0 at the start
-    past_key_i        float32  (B, H, P, D)   P is 0 at the start
-    past_value_i      float32  (B, H, P, D)
-    logits            float32  (B, T, V)
-    present_key_i     float32  (B, H, P+T, D)
-    present_value_i   float32  (B, H, P+T, D)
+    input_ids         int64    (B, T)         B is 1 where T is more than 1
+    positions         int64    (B, T)         of these ids in the window: p … p+T-1, where p may differ by row
+    previous_ids      int64    (B, T)         only where config.bigram_buckets is not 0: the id before each, 0 at p = 0
+    past_key_i        float32  (B, H, S, E)   what `present_key_i` was, its first p positions are read; any at the start
+    past_value_i      float32  (B, H, S, E)
+    logits            float32  (B, T, V)      of the id that follows each of input_ids
+    present_key_i     float32  (B, H, S, E)   the past with T positions more; may be the very memory of the past,
+    present_value_i   float32  (B, H, S, E)   and then nothing is copied
 
-and in its metadata, under "minigpt", a JSON text with "config", "tokenizer" and "training".
+and in its metadata, under "minigpt", a JSON text with "config", "tokenizer" and "training", and under
+"draft", if it is there, a table of guesses (`minigpt/draft.py`).
+`examples/generate.py` is a program that needs nothing else.
 """
 
 import json
@@ -21,8 +24,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.tokenizer import tokenizer_from_dict
+
+KEPT = 8  # bindings are kept for so many ids at most; longer reads are rare
 
 
 class OnnxBackend:
@@ -36,23 +42,78 @@ class OnnxBackend:
     def __init__(self, path: Path, threads: int = 0):
         """`threads`: for ONNX Runtime; 0 lets it choose."""
         self.session = _open(path, threads)
-        self._inputs = [node.name for node in self.session.get_inputs()]
         try:
-            self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["minigpt"])
+            texts = self.session.get_modelmeta().custom_metadata_map
+            self.metadata: dict[str, Any] = json.loads(texts["minigpt"])
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
-            _, H, _, D = self.session.get_inputs()[2].shape
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+            shapes = {value.name: value.shape for value in self.session.get_inputs()}
+            self.draft: Draft | None = None
+            if "draft" in texts:
+                self.draft = Draft.from_text(texts["draft"], self.tokenizer.vocab_size)
+            _, self._heads, _, self._channels = shapes["past_key_0"]
+        except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: an ONNX file, but not one that this version of MiniGPT exported") from None
-        self._empty_shape = (H, 0, D)
 
-    def logits(self, ids: np.ndarray, past: list[Any] | None) -> tuple[np.ndarray, list[Any]]:
-        """See `minigpt.inference.Backend`."""
-        if past is None:
-            empty = np.empty((len(ids), *self._empty_shape), dtype=np.float32)
-            past = [np.zeros_like(ids[:, :1])] + [empty] * (len(self._inputs) - 2)
-        logits, *present = self.session.run(None, dict(zip(self._inputs, [ids, *past], strict=True)))
-        return np.asarray(logits), [ids[:, -1:], *present]
+    def memory(self, rows: int) -> "OnnxMemory":
+        shape = (rows, self._heads, self.max_seq_len, self._channels)
+        return OnnxMemory(self.session, shape)
+
+
+class OnnxMemory:
+    """See `minigpt.inference.Memory`. The caches stay where they are, and each run extends them there."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
+        """`shape`: (B, H, S, E), B rows."""
+        self._session = session
+        names = [value.name for value in session.get_inputs()]
+        self._caches = {name: np.zeros(shape, dtype=np.float32) for name in names if name.startswith("past_")}
+        B, _, S, _ = shape
+        # what has been read, a <pad> before it, where pairs of ids matter
+        self._ids = np.zeros((B, S + 1), dtype=np.int64) if "previous_ids" in names else None
+        self._bindings: dict[tuple[int | None, int], _Binding] = {}
+
+    def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
+        return self._run(row, ids[None], np.arange(past, past + len(ids))[None])[0]
+
+    def step(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+        return self._run(None, ids[:, None], past[:, None])[:, 0]
+
+    def _run(self, row: int | None, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Ids and their positions (B, T), in `row` or, if None, in all → logits (B, T, V)."""
+        B, T = ids.shape
+        binding = self._bindings.get((row, T))
+        if binding is None:
+            rows = slice(row, None if row is None else row + 1)
+            binding = _Binding(self._session, (B, T), {name: cache[rows] for name, cache in self._caches.items()})
+            if T <= KEPT:
+                self._bindings[row, T] = binding
+        binding.input_ids[:], binding.positions[:] = ids, positions
+        if self._ids is not None:
+            at = np.arange(B)[:, None] if row is None else row
+            self._ids[at, positions + 1] = ids
+            binding.previous_ids[:] = self._ids[at, positions]
+        self._session.run_with_iobinding(binding.io)
+        return binding.logits.copy()
+
+
+class _Binding:
+    """Where a run finds its inputs and leaves its outputs: arrays that are written and read in place."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int], caches: dict[str, np.ndarray]):
+        """`shape`: (B, T); `caches`: each of B rows, by the name of its input."""
+        self.io = session.io_binding()
+        self.input_ids, self.positions, self.previous_ids = np.zeros((3, *shape), dtype=np.int64)
+        self.logits = np.zeros((*shape, session.get_outputs()[0].shape[-1]), dtype=np.float32)
+        arrays = {"logits": self.logits, **caches}
+        arrays |= {name: getattr(self, name) for name in ("input_ids", "positions", "previous_ids")}
+        # kept: the binding itself holds addresses only
+        self._arrays = arrays
+        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        for value in session.get_inputs():
+            self.io.bind_ortvalue_input(value.name, self._values[value.name])
+        for value in session.get_outputs():
+            self.io.bind_ortvalue_output(value.name, self._values[value.name.replace("present", "past")])
 
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
