@@ -39,7 +39,9 @@ def identity(model: Path, held_out: bool) -> dict[str, str]:
 def log_params(run_id: str, params: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
-    client().log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
+    # 60.0 as 60, which is how dvc.lock may know it
+    plain = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in params.items()}
+    client().log_batch(run_id, params=[Param(name, str(value)) for name, value in plain.items()])
 
 
 def log_metrics(run_id: str, values: dict[str, float]) -> None:
