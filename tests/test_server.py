@@ -141,6 +141,24 @@ def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins,
     assert len(runs(gate.target, seed)) == 1
 
 
+def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
+    if not full:
+        pytest.skip("with --full only")
+    train_with_seed(project, 6)
+    gate.trouble = "away"
+    for stage in ("train", "evaluate", "export"):
+        project.run(sys.executable, "-m", f"pipeline.{stage}", MLFLOW_TRACKING_URI=gate.url)
+    assert len(runs(f"sqlite:///{project.root}/mlruns/mlflow.db", 6)) == 1
+
+    gate.trouble = "none"
+    project.run(sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url)
+    (run,) = runs(gate.target, 6)
+    check_whole(gate.target, run)
+    assert {"evaluation/loss", "export/bytes"} <= run.data.metrics.keys()
+    out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=gate.url)
+    assert "is the champion" in out
+
+
 def test_a_slow_server_gets_all(project, gate, full):
     if not full:
         pytest.skip("with --full only")
