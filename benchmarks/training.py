@@ -31,7 +31,7 @@ from minigpt.train import Trainer
 ROOT = Path(__file__).parent.parent
 CONTEXT = 64
 PEER_STEPS, PEER_BATCH = 2000, 12
-FAST_BATCH = 16
+FAST_BATCH = 24
 
 
 def read_ids(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
@@ -256,8 +256,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for minutes; the rest has one")
     parser.add_argument("--batch", type=int, default=FAST_BATCH)
-    parser.add_argument("--short", type=int, default=200, help="steps of the fast recipe to the peer's loss")
-    parser.add_argument("--long", type=int, default=4000, help="steps of the fast recipe in the peer's time")
+    parser.add_argument("--short", type=int, default=150, help="steps of the fast recipe to the peer's loss")
+    parser.add_argument("--long", type=int, default=3000, help="steps of the fast recipe in the peer's time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = read_ids(args.data, args.split)

@@ -95,12 +95,19 @@ class TrainConfig(Section):
     patience: PositiveInt | None
     checkpoint_interval: PositiveInt
     checkpoint_seconds: Annotated[float, Field(gt=0)] | None = None
-    init_from: Annotated[str, Field(pattern=r"^pretrained/.+\.safetensors$")] | None = None
+    init_from: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     processes: PositiveInt = 1
     seed: Seed
+
+    @field_validator("init_from")
+    @classmethod
+    def pretrained_models_lie_where_dvc_looks(cls, path: str | None) -> str | None:
+        if path is not None and not path.startswith("pretrained/"):
+            raise ValueError("must be a file in pretrained/, the folder that DVC watches; copy the model there")
+        return path
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "TrainConfig":
