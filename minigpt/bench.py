@@ -39,7 +39,7 @@ class Way:
             "texts": self.rows,
             "tokens_per_second": round(statistics.median(self.speeds), 1),
             "tokens_per_run": round(written / runs, 3),
-            "guesses_right": round((written - runs) / guessed, 3) if guessed else None,
+            "guesses_right": round(sum(text.right for text in self.texts) / guessed, 3) if guessed else None,
         }
 
 

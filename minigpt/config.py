@@ -141,6 +141,8 @@ class EvaluateConfig(Section):
 
 class ExportConfig(Section):
     tolerance: Annotated[float, Field(gt=0)]
+    quantize: Literal["int8"] | None
+    max_quality_loss: Annotated[float, Field(gt=0)]
 
 
 class Params(Section):

@@ -315,6 +315,18 @@ def test_bad_parameters_fail_with_one_line_and_no_traceback(project, old, new, m
     assert "Traceback" not in out
 
 
+def test_a_quantized_model_is_a_second_file(project):
+    assert list((project.root / "models/int8").iterdir()) == []
+    project.edit("params.yaml", "quantize: null", "quantize: int8")
+    project.run("dvc", "repro")
+    quality = json.loads((project.root / "reports/export.json").read_text())["int8"]
+    assert abs(quality["quality_loss"]) < 0.005
+    described = json.loads(project.run("minigpt-cli", "info", "--model", "models/int8/minigpt.onnx", "--json"))
+    assert described["quantization"]["bits_per_char"] == quality["bits_per_char"]
+    expected = json.loads((project.root / "reports/evaluation.json").read_text())["bits_per_char"]
+    assert quality["bits_per_char"] == pytest.approx(expected * (1 + quality["quality_loss"]), rel=1e-4)
+
+
 def test_a_python_without_the_packages_says_so(project, tmp_path):
     result = subprocess.run(
         [sys.executable, "-S", "-m", "pipeline.train"], cwd=project.root, capture_output=True, text=True, check=False
