@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 from minigpt.checkpoint import load, load_model
 from minigpt.config import load_params
 from minigpt.dataset import Tokens
+from minigpt.sampling import Sampling
 from minigpt.tokenizer import tokenizer_from_dict
 from minigpt.train import Row
 from pipeline import lineage, project, store
@@ -39,7 +41,9 @@ def identity(model: Path, held_out: bool) -> dict[str, str]:
 def log_params(run_id: str, params: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
-    client().log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
+    # 60.0 as 60, which is how dvc.lock may know it
+    plain = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in params.items()}
+    client().log_batch(run_id, params=[Param(name, str(value)) for name, value in plain.items()])
 
 
 def log_metrics(run_id: str, values: dict[str, float]) -> None:
@@ -151,12 +155,9 @@ def log_onnx_model(run_id: str, path: Path) -> None:
     from minigpt.backends.onnx import OnnxBackend
 
     text = Schema([ColSpec("string", "text")])
-    options = [
-        ParamSpec("max_new_tokens", "long", 200),
-        ParamSpec("temperature", "double", 0.8),
-        ParamSpec("top_k", "long", 50),
-        ParamSpec("seed", "long", 0),
-    ]
+    types = {int: "long", float: "double", bool: "boolean"}
+    defaults = {"max_new_tokens": 200, **asdict(Sampling())}
+    options = [ParamSpec(name, types[type(value)], value) for name, value in defaults.items()]
     packages = ["numpy", "onnxruntime", "pandas"]
     if OnnxBackend(path).tokenizer.kind == "bpe":
         packages.append("tokenizers")

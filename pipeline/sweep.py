@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("space", nargs="*", help=f"such as: {' '.join(SPACE)} (the default)")
     parser.add_argument("--trials", type=int, default=10, help="how many, those before an interruption included")
     parser.add_argument("--name", default="sweep", help="of the search; its experiments are <name>-0, <name>-1, …")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if not re.fullmatch(r"[A-Za-z][\w-]*", arguments.name):
         raise UserError(f"--name: {arguments.name!r} is no name of a branch; use letters, digits, - and _")
     if arguments.trials < 1:

@@ -47,14 +47,14 @@ def _send(local: Any, run: Any) -> None:
         history = [metric for metric in local.get_metric_history(run.info.run_id, name) if metric.step not in known]
         content.log_rows(run_id, [(m.timestamp / 1000, {"step": m.step, name: m.value}) for m in history])
     content.log_params(run_id, run.data.params)
+    content.log_tags(run_id, {name: text for name, text in run.data.tags.items() if not name.startswith("unsent")})
     if run.inputs.dataset_inputs:
         client().log_inputs(run_id, run.inputs.dataset_inputs)
     with tempfile.TemporaryDirectory() as folder:
         client().log_artifacts(run_id, local.download_artifacts(run.info.run_id, "", folder))
         models = local.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
         if models:
-            _send_model(run_id, models[-1])
-    content.log_tags(run_id, {name: text for name, text in run.data.tags.items() if not name.startswith("unsent")})
+            _send_model(run_id, models[0])  # the latest
     client().set_terminated(run_id, run.info.status, run.info.end_time)
     local.delete_tag(run.info.run_id, "unsent_to")
 

@@ -336,6 +336,16 @@ def test_a_python_without_the_packages_says_so(project, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_without_a_compiler_compile_says_so(project, tmp_path, full):
+    if not full:
+        pytest.skip("it loads all of PyTorch's compiler: with --full")
+    project.edit("params.yaml", "compile: false", "compile: true")
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "CXX": "/nowhere/g++"}
+    out = project.run(sys.executable, "-m", "pipeline.train", code=1, **caches)
+    assert "train.compile: PyTorch cannot compile here (InvalidCxxCompiler" in out
+    assert "Traceback" not in out
+
+
 def test_a_crashed_training_reads_failed(project):
     project.edit("minigpt/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n")
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)
@@ -362,7 +372,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
         assert "`dvc repro` goes on from here" in err
         assert runs(project)[-1].info.status == "KILLED"
 
-    out = project.run(sys.executable, "-m", "pipeline.train")
+    out = project.run(sys.executable, "-m", "pipeline.train", MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.2")
     assert re.search(r"going on at step \d+ of an interrupted training", out)
     assert (project.root / "models/minigpt.safetensors").read_bytes() == expected
     assert not states(project)
@@ -371,6 +381,9 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
     assert second.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(second.info.run_id, "train/loss")]
     assert steps == list(range(5, 601, 5))  # no hole, none twice
+    seconds = [metric.value for metric in client.get_metric_history(second.info.run_id, "wall_seconds")]
+    assert seconds == sorted(seconds)  # of both processes together
+    assert "system/cpu_utilization_percentage" in second.data.metrics
     samples = client.download_artifacts(second.info.run_id, "samples.json", str(tmp_path))
     assert [row[0] for row in json.loads(Path(samples).read_text())["data"]] == [200, 400, 600]
 

@@ -70,13 +70,24 @@ def test_mlflow_serves_the_champion(promoted):
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", port]
     with server(promoted, *command, MLFLOW_TRACKING_URI=uri):
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"))
-        body = {"inputs": {"text": ["The ", "A"]}, "params": {"max_new_tokens": 9, "seed": 3}}
+        body = {"inputs": {"text": ["The ", "A"]}, "params": {"max_new_tokens": 9, "seed": 3, "top_p": 0.9}}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             predictions = json.load(response)["predictions"]
-    command = ["minigpt-cli", "generate", "--seed", "3", "--max-new-tokens", "9", "--json", "--prompt"]
+    command = [
+        "minigpt-cli",
+        "generate",
+        "--seed",
+        "3",
+        "--top-p",
+        "0.9",
+        "--max-new-tokens",
+        "9",
+        "--json",
+        "--prompt",
+    ]
     for prompt, row in zip(("The ", "A"), predictions, strict=True):
         assert row["text"] == json.loads(promoted.run(*command, prompt))["text"]
 

@@ -112,7 +112,7 @@ def check_whole(uri: str, run) -> None:
 @pytest.mark.parametrize(
     ("seed", "trouble", "begins", "costly"),
     [
-        (1, "away", "", False),
+        (1, "away", "", True),
         (2, "500", "log-batch", False),
         (3, "500", "", True),
         (4, "away", "runs/update", True),
@@ -141,7 +141,27 @@ def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins,
     assert len(runs(gate.target, seed)) == 1
 
 
-def test_a_slow_server_gets_all(project, gate):
+def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
+    if not full:
+        pytest.skip("with --full only")
+    train_with_seed(project, 6)
+    gate.trouble = "away"
+    for stage in ("train", "evaluate", "export"):
+        project.run(sys.executable, "-m", f"pipeline.{stage}", MLFLOW_TRACKING_URI=gate.url)
+    assert len(runs(f"sqlite:///{project.root}/mlruns/mlflow.db", 6)) == 1
+
+    gate.trouble = "none"
+    project.run(sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url)
+    (run,) = runs(gate.target, 6)
+    check_whole(gate.target, run)
+    assert {"evaluation/loss", "export/bytes"} <= run.data.metrics.keys()
+    out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=gate.url)
+    assert "is the champion" in out
+
+
+def test_a_slow_server_gets_all(project, gate, full):
+    if not full:
+        pytest.skip("with --full only")
     train_with_seed(project, 5)
     gate.trouble = "slow"
     out = project.run(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=gate.url)

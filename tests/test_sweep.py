@@ -71,5 +71,5 @@ def test_a_search_stops_goes_on_and_names_the_best(project, full):
     assert {"sweep-1", "sweep-2"} == {run.data.tags["dvc_experiment"] for run in runs}
     assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", best)
     assert project.run(*command).count("best:") == 1  # nothing to do
-    out = project.run(*command[:-2], "--name", "sweep", "model.num_layers=1,2", code=1)
+    out = project.run(*command, "model.num_layers=1,2", code=1)
     assert "has another space" in out
