@@ -5,7 +5,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from minigpt.inference import Backend, Text, write
+from minigpt.backends import Backend
+from minigpt.inference import Text, write
 from minigpt.sampling import Sampling
 
 
@@ -39,7 +40,7 @@ class Way:
             "texts": self.rows,
             "tokens_per_second": round(statistics.median(self.speeds), 1),
             "tokens_per_run": round(written / runs, 3),
-            "guesses_right": round((written - runs) / guessed, 3) if guessed else None,
+            "guesses_right": round(sum(text.right for text in self.texts) / guessed, 3) if guessed else None,
         }
 
 

@@ -20,9 +20,10 @@ from minigpt.errors import UserError
 from minigpt.terminal import visible
 
 if TYPE_CHECKING:
+    from minigpt.backends import Backend
     from minigpt.backends.onnx import OnnxBackend
     from minigpt.backends.torch import TorchBackend
-    from minigpt.inference import Backend, Text
+    from minigpt.inference import Text
     from minigpt.sampling import Sampling
 
 app = typer.Typer(
@@ -95,6 +96,9 @@ def generate(
         bool, typer.Option("--logprobs", help="With --json: each token's log-probability in the model, in nats.")
     ] = False,
     stream: Annotated[bool, typer.Option(help="Print as the text is written, or when it is finished.")] = True,
+    speculate: Annotated[
+        bool, typer.Option(help="Guess ahead with the model file's n-grams: the same text, sooner.")
+    ] = True,
     raw: Annotated[bool, typer.Option("--raw", help="Print control characters as they are, not as \\x1b.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -131,6 +135,8 @@ def generate(
     )
     prompts = _read_prompts(prompt, prompts_file)
     engine = _load(backend, model)
+    if not speculate:
+        engine.draft = None
     _warn_of_unknown(engine, "".join(prompts))
     texts = [
         Text(engine.tokenizer, prompt, sample, max_new_tokens, stop or (), logprobs)

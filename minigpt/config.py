@@ -129,16 +129,6 @@ class TrainConfig(Section):
         if needed > total_steps:
             raise ValueError(f"{names} ({needed}) exceed the {total_steps} steps of the training")
 
-    @model_validator(mode="after")
-    def every_process_has_rows(self) -> "TrainConfig":
-        pieces = self.processes * self.accumulation_steps
-        if self.batch_size % pieces:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) is not divisible by processes × accumulation_steps "
-                f"({self.processes} × {self.accumulation_steps})"
-            )
-        return self
-
 
 class EvaluateConfig(Section):
     batch_size: PositiveInt
@@ -151,6 +141,8 @@ class EvaluateConfig(Section):
 
 class ExportConfig(Section):
     tolerance: Annotated[float, Field(gt=0)]
+    quantize: Literal["int8"] | None
+    max_quality_loss: Annotated[float, Field(gt=0)]
 
 
 class Params(Section):

@@ -1,9 +1,13 @@
-"""What an exported model has to prove before it is kept: that it is equal to the one it came from."""
+"""What an exported model has to prove before it is kept: that it equals the one it came from, or nearly."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
+from minigpt.backends import Backend
+from minigpt.dataset import Batch
 from minigpt.errors import UserError
-from minigpt.inference import Backend
+from minigpt.tokenizer import PAD
 
 
 def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> float:
@@ -29,6 +33,29 @@ def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> fl
         stepped = ours.step(np.array([ids[-1] for ids in texts]), lengths - 1)
         worst = max(worst, _gap(stepped, np.stack([logits[-1] for logits in wanted])))
     return worst
+
+
+def validation_loss(backend: Backend, batches: Iterable[Batch]) -> float:
+    """Nats a token over all targets but <pad>; each row of a batch is a window of its own."""
+    memory = backend.memory(1)
+    total, count = 0.0, 0
+    for input_ids, targets in batches:
+        for ids, wanted in zip(input_ids, targets, strict=True):
+            real = wanted != PAD
+            logits = memory.read(0, ids, 0)[real].astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            total += float((np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), wanted[real]]).sum())
+            count += int(real.sum())
+    return total / count
+
+
+def check_quality(loss: float, expected: float, most: float) -> None:
+    """Raises UserError where `loss` is more than the share `most` above `expected`."""
+    if not loss <= expected * (1 + most):
+        raise UserError(
+            f"export.max_quality_loss: quantized, the model's loss is {loss:.4f} in place of {expected:.4f}, "
+            f"{loss / expected - 1:.2%} more where {most:.2%} are allowed; raise it, or set export.quantize to null"
+        )
 
 
 def _gap(found: np.ndarray, expected: np.ndarray) -> float:

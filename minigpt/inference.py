@@ -2,40 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
-from minigpt.draft import Draft
+from minigpt.backends import Backend, Memory
 from minigpt.errors import UserError
-from minigpt.sampling import Noise, Sampling, log_probability, next_tokens
+from minigpt.sampling import Noise, Sampling, log_probability, next_token
 from minigpt.tokenizer import EOS, PAD, Tokenizer
 
-GUESSES = 5  # tokens that are read ahead
-
-
-class Memory(Protocol):
-    """What a backend keeps of several texts, a row each: the keys and values of what it has read."""
-
-    def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
-        """Ids (T,) that follow the first `past` in `row` → logits (T, V); what was there beyond `past` is forgotten."""
-        ...
-
-    def step(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
-        """As `read`, one id a row, all rows at once: ids (N,), past (N,) → logits (N, V)."""
-        ...
-
-
-class Backend(Protocol):
-    """What generation needs of a model; `backends/torch.py` and `backends/onnx.py` have it."""
-
-    tokenizer: Tokenizer
-    max_seq_len: int
-    draft: Draft | None  # what guesses the next tokens, where the model file has it
-
-    def memory(self, rows: int) -> Memory:
-        """A new one, for `rows` texts."""
-        ...
+PAYS = 0.2  # what a guess costs, as a share of a run of the model: if fewer are right, none are made
+PATIENCE = 8  # guesses that may be wrong before that is judged
 
 
 def window_start(position: int, max_seq_len: int) -> int:
@@ -58,7 +34,7 @@ class Text:
         sample: its number among the texts of one seed.
         ids: <bos>, the prompt, and the tokens that have been written.
         logprobs: of the tokens that have been written, if asked for: in nats, as the model itself has it.
-        runs, guessed: of the model and of its tokens, how many it took; see `minigpt/draft.py`.
+        runs: of the model, that it took. guessed: tokens that were guessed on the way (see `minigpt/draft.py`).
         stopped: None as long as it goes on, then "eos", "length" or "stop".
     """
 
@@ -102,6 +78,11 @@ class Text:
         return "".join(self._pieces)
 
     @property
+    def right(self) -> int:
+        """How many of the guesses were right: each saved a run."""
+        return len(self.ids) - self._first - self.runs
+
+    @property
     def left(self) -> int:
         """How many more may be written."""
         return self._end - len(self.ids)
@@ -115,6 +96,8 @@ class Text:
         if token == EOS or not self.left:
             self.stopped = "eos" if token == EOS else "length"
             self._held += self._decoder.end()
+        if not self.stop:
+            return self._release(0)
         if found := [at for stop in self.stop if (at := self._held.find(stop)) >= 0]:
             self.stopped, self._held = "stop", self._held[: min(found)]
         return self._release(0 if self.stopped else max(map(self._begun, self.stop), default=0))
@@ -140,7 +123,7 @@ class _Row:
         self._backend = backend
         self._start = -1  # of the window: the memory holds all ids from there on but the last
 
-    def unread(self) -> tuple[np.ndarray, int]:
+    def unread(self) -> tuple[list[int], int]:
         """The ids to read for the next token, and how many before them the memory holds.
 
         It is one id, but at the beginning and where the window moves.
@@ -149,47 +132,37 @@ class _Row:
         start = window_start(len(ids), self._backend.max_seq_len)
         if start != self._start:
             self._start = start
-            return np.array(ids[start:]), 0
-        return np.array(ids[-1:]), len(ids) - 1 - start
+            return ids[start:], 0
+        return ids[-1:], len(ids) - 1 - start
 
-    def advance(self, count: int = 0) -> Iterator[str]:
+    def advance(self, count: int) -> Iterator[str]:
         """Read what is unread, and up to `count` guesses behind it; write as many tokens as the guesses are right.
 
         At least one. Yields what each adds to the text.
         """
         unread, past = self.unread()
         guesses = self.guess(count)
+        logits = self.memory.read(self.row, np.array(unread + guesses), past)[len(unread) - 1 :]
         self.text.runs += 1
         self.text.guessed += len(guesses)
-        logits = self.memory.read(self.row, np.array([*unread, *guesses]), past)[len(unread) - 1 :]
-        for token, guess, row in zip(self.choose(logits, guesses), [*guesses, None], logits, strict=True):
-            yield self.text.add(token, row)
-            if self.text.stopped or token != guess:
+        for i, row in enumerate(logits):
+            yield self.write(row)
+            if self.text.stopped or i == len(guesses) or self.text.ids[-1] != guesses[i]:
                 return
 
     def guess(self, count: int) -> list[int]:
         """Up to `count` tokens that may come next: no more than may still be written, within the window."""
         draft, position = self._backend.draft, len(self.text.ids)
         count = min(count, self.text.left - 1, self._start + self._backend.max_seq_len - position)
-        if draft is None or count < 1:
+        if draft is None or count < 1 or self.text.right < PAYS * self.text.guessed - PATIENCE:
             return []
         return draft.guess(self.text.ids, self.noise.rows(position, count), self.sampling.temperature)
 
-    def choose(self, logits: np.ndarray, guesses: Sequence[int] = ()) -> list[int]:
-        """The next token, and what would follow each of `guesses` if they were right: logits (N, V) → N ids."""
-        seen = None
-        if self.sampling.repetition_penalty != 1:
-            seen = np.zeros(logits.shape, dtype=bool)
-            seen[:, self.text.ids] = True
-            for i, guess in enumerate(guesses, start=1):
-                seen[i:, guess] = True
-        noise = self.noise.rows(len(self.text.ids), len(logits))
-        return next_tokens(logits, noise, self.sampling, seen).tolist()
-
     def write(self, logits: np.ndarray) -> str:
         """Choose the next token by logits (V,); returns what it adds to the text."""
-        self.text.runs += 1
-        return self.text.add(self.choose(logits[None])[0], logits)
+        ids = self.text.ids
+        noise = self.noise.rows(len(ids), 1)[0]
+        return self.text.add(next_token(logits, noise, self.sampling, ids), logits)
 
 
 def write(
@@ -211,7 +184,7 @@ def write(
         if not active:
             return
         if rows == 1:
-            for piece in active[0].advance(GUESSES):
+            for piece in active[0].advance(backend.guesses):
                 yield active[0].text, piece
         else:
             yield from _turn(active, memory, rows)
@@ -225,13 +198,15 @@ def _turn(active: list[_Row], memory: Memory, rows: int) -> Iterator[tuple[Text,
     for row in active:
         unread, known = row.unread()
         while len(unread) > 1 and not row.text.stopped:
-            yield row.text, row.write(memory.read(row.row, unread, known)[-1])
+            row.text.runs += 1
+            yield row.text, row.write(memory.read(row.row, np.array(unread), known)[-1])
             unread, known = row.unread()
         if not row.text.stopped:
             ids[row.row], past[row.row] = unread[0], known
     logits = memory.step(ids, past)
     for row in active:
         if not row.text.stopped:
+            row.text.runs += 1
             yield row.text, row.write(logits[row.row])
 
 

@@ -15,6 +15,7 @@ What the options do, they do in this order, which is that of Hugging Face's `gen
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from minigpt.errors import UserError
 from minigpt.tokenizer import BOS, EOS, PAD, UNK
 
 NEVER_SAMPLED = [PAD, UNK, BOS]  # no text comes of them
+GREEDY = 1e-9  # a lower temperature is 0
 
 
 @dataclass(frozen=True)
@@ -94,51 +96,47 @@ class Noise:
         return self._block[position - self._start :][:count]
 
 
-def next_tokens(
-    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray | None = None
-) -> np.ndarray:
-    """Logits (N, V) of N texts, or of N positions of one, and the noise (N, V) for them → ids (N,).
+def next_token(logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: Sequence[int] | None = None) -> int:
+    """Logits (V,) and the noise (V,) for them → the id.
 
-    `seen` (N, V) is true for the tokens that occur in each text so far: what the repetition penalty is for.
+    `seen`: the ids of the text so far; only the repetition penalty asks for them.
     """
     logits = logits.astype(np.float64)
-    logits[:, NEVER_SAMPLED] = -np.inf
-    if sampling.ignore_eos:
-        logits[:, EOS] = -np.inf
-    if seen is not None:
-        penalized = np.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = np.where(seen, penalized, logits)
-    if sampling.temperature == 0:
-        return logits.argmax(axis=1)
-    # from the best down, so that a tiny temperature overflows to -inf at worst, and the best stays
-    with np.errstate(over="ignore"):
-        logits = (logits - logits.max(axis=1, keepdims=True)) / sampling.temperature
+    barred = EOS + 1 if sampling.ignore_eos else EOS
+    logits[:barred] = -np.inf  # the special tokens come first
+    if sampling.repetition_penalty != 1 and seen is not None:
+        own = logits[seen]
+        logits[seen] = np.where(own > 0, own / sampling.repetition_penalty, own * sampling.repetition_penalty)
+    if sampling.temperature < GREEDY:
+        return int(logits.argmax())
+    logits /= sampling.temperature
     # The best of the kept ones is the first kept one from the best of all down: nearly always the very first,
     # so that nothing need be sorted
     scores = logits + noise
-    while True:
-        winners = scores.argmax(axis=1)
-        dropped = np.flatnonzero(~_kept(logits, winners, sampling))
-        if not len(dropped):
-            return winners
-        scores[dropped, winners[dropped]] = -np.inf
+    token = int(scores.argmax())
+    while not _kept(token, logits, sampling):
+        scores[token] = -np.inf
+        token = int(scores.argmax())
+    return token
 
 
-def _kept(logits: np.ndarray, tokens: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Whether top-k, top-p and min-p keep token n of row n: (N, V) logits, the best of them 0, and (N,) → (N,)."""
-    V = logits.shape[1]
-    kept = np.ones(len(tokens), dtype=bool)
-    own = logits[np.arange(len(tokens)), tokens, None]  # (N, 1)
-    if sampling.top_k < V or sampling.top_p < 1:
-        # of equal logits the lower id comes first
-        better = (logits > own) | ((logits == own) & (np.arange(V) < tokens[:, None]))
-        kept &= better.sum(axis=1) < sampling.top_k
+def _kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
+    """Whether top-k, top-p and min-p keep `token`, by the logits (V,) over the temperature."""
+    own = logits[token]
+    # nearly always enough: with all of its equals it is among the k likeliest
+    simple = np.count_nonzero(logits >= own) <= sampling.top_k
+    if simple and sampling.top_p == 1 and sampling.min_p == 0:
+        return True
+    better = logits > own
+    better[:token] |= logits[:token] == own  # of equal logits the lower id comes first
+    if np.count_nonzero(better) >= sampling.top_k:
+        return False
+    weights = np.exp(logits - logits.max())
     if sampling.top_p < 1:
-        top = np.partition(logits, -sampling.top_k, axis=1)[:, -sampling.top_k :] if sampling.top_k < V else logits
-        kept &= np.exp(logits).sum(axis=1, where=better) < sampling.top_p * np.exp(top).sum(axis=1)
-    if sampling.min_p > 0:
-        kept &= np.exp(own[:, 0]) >= sampling.min_p
-    return kept
+        top = np.partition(weights, -sampling.top_k)[-sampling.top_k :] if sampling.top_k < len(weights) else weights
+        if weights[better].sum() >= sampling.top_p * top.sum():
+            return False
+    return bool(weights[token] >= sampling.min_p)
 
 
 def log_probability(logits: np.ndarray, token: int) -> float:

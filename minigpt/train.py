@@ -57,7 +57,8 @@ class Trainer:
         group: the processes that share the work; all of them make a Trainer of the same arguments.
 
     Raises:
-        UserError: the learning-rate schedule is longer than the training.
+        UserError: the learning-rate schedule is longer than the training, or the rows of a step cannot
+            be shared out evenly.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Trainer:
         self.loss_sum = torch.zeros((), device=self.device)  # since the last row of the history
         if resume is not None and (state := resume.load()) is not None:
             self._load_state(*state)
+        self._check_group()
         # what the steps run: the same weights as `model`, which evaluation and sampling use
         parallel_model = self.group.parallel(model)
         self.forward = torch.compile(parallel_model) if config.compile else parallel_model
@@ -205,6 +207,17 @@ class Trainer:
         seconds = self.config.checkpoint_seconds
         late = seconds is not None and time.monotonic() - self.saved_at >= seconds
         return late or self.progress.step % self.config.checkpoint_interval == 0
+
+    def _check_group(self) -> None:
+        pieces = self.group.size * self.config.accumulation_steps
+        if self.config.batch_size % pieces:
+            raise UserError(
+                f"train.batch_size: {self.config.batch_size} is not divisible by {pieces} "
+                f"({self.group.size} processes × accumulation_steps {self.config.accumulation_steps})"
+            )
+        steps = self.group.sum(torch.tensor(float(self.progress.step)))
+        if steps != self.group.size * self.progress.step:
+            raise UserError(".minigpt: the processes found different states; let all machines see the same folder")
 
     def _save_state(self) -> None:
         self.saved_at = time.monotonic()

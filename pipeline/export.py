@@ -1,19 +1,25 @@
 """Stage 5: the model as one ONNX file, proved equal to the checkpoint before it is kept."""
 
+import contextlib
 import json
 import logging
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
 from minigpt.checkpoint import load_model
-from minigpt.config import load_params
-from minigpt.dataset import Tokens
-from minigpt.draft import build_draft
-from minigpt.export import check_parity, max_logit_difference
+from minigpt.config import ExportConfig, load_params
+from minigpt.dataset import Batches, Tokens
+from minigpt.draft import Draft, build_draft
+from minigpt.export import check_parity, check_quality, max_logit_difference, validation_loss
 from minigpt.files import atomic_write
 from minigpt.graph import to_onnx
+from minigpt.loss import bits_per
+from minigpt.model import MiniGPT
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline import project, run_stage, tracking
 
@@ -26,23 +32,47 @@ def main() -> None:
     tokenizer = tokenizer_from_dict(metadata["tokenizer"])
     tokens = Tokens(project.TOKENS, tokenizer)
     with tracking.model_run(project.MODEL) as run:
-        data = to_onnx(model, metadata, build_draft(tokens.ids["train"], tokenizer.vocab_size))
-        difference = _difference(data, TorchBackend(model, tokenizer))
-        check_parity(difference, config.tolerance)
+        draft = build_draft(tokens.ids["train"], tokenizer.vocab_size)
+        data = to_onnx(model, metadata, draft)
+        with _opened(data) as backend:
+            difference = max_logit_difference(TorchBackend(model, tokenizer), backend)
+            check_parity(difference, config.tolerance)
+            result: dict[str, Any] = {"max_logit_difference": difference, "bytes": len(data)}
+            shutil.rmtree(project.INT8_MODEL.parent, ignore_errors=True)
+            project.INT8_MODEL.parent.mkdir(parents=True)  # an out, empty where nothing is quantized
+            if config.quantize is not None:
+                result["int8"] = _quantize(config, model, metadata, draft, backend, tokens)
         atomic_write(project.ONNX_MODEL, data)
         project.REPORTS.mkdir(exist_ok=True)
-        result = {"max_logit_difference": difference, "bytes": len(data)}
         project.EXPORT.write_text(json.dumps(result, indent=1) + "\n")
         run.report("export", result, [project.EXPORT])
         run.onnx_model(project.ONNX_MODEL)
     log.info("%s: %.1f MB, logits within %.1g of PyTorch's", project.ONNX_MODEL, len(data) / 1e6, difference)
 
 
-def _difference(data: bytes, torch_backend: TorchBackend) -> float:
+def _quantize(
+    config: ExportConfig, model: MiniGPT, metadata: dict[str, Any], draft: Draft, full: OnnxBackend, tokens: Tokens
+) -> dict[str, Any]:
+    """Write the quantized model if it is nearly as good as the `full` one; returns how good."""
+    split = tokens.val_split
+    batches = Batches(tokens.ids[split], metadata["train"]["layout"], batch_size=1, max_seq_len=model.max_seq_len)
+    with _opened(to_onnx(model, metadata, draft, config.quantize)) as backend:
+        loss, expected = validation_loss(backend, batches), validation_loss(full, batches)
+    check_quality(loss, expected, config.max_quality_loss)
+    bits = bits_per(tokens.info[split].characters, loss, batches.num_targets)
+    quality = {"bits_per_char": bits, "quality_loss": loss / expected - 1}
+    data = to_onnx(model, {**metadata, "quantization": {"type": config.quantize, **quality}}, draft, config.quantize)
+    atomic_write(project.INT8_MODEL, data)
+    log.info("%s: %.1f MB, loss %.4f in place of %.4f", project.INT8_MODEL, len(data) / 1e6, loss, expected)
+    return {**quality, "bytes": len(data)}
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[OnnxBackend]:
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "candidate.onnx"
         candidate.write_bytes(data)
-        return max_logit_difference(torch_backend, OnnxBackend(candidate))
+        yield OnnxBackend(candidate)
 
 
 if __name__ == "__main__":

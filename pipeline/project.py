@@ -11,6 +11,7 @@ TOKENS = Path("data/tokens")
 DOCUMENTS = Path("data/documents.parquet")
 MODEL = Path("models/minigpt.safetensors")
 ONNX_MODEL = Path("models/minigpt.onnx")
+INT8_MODEL = Path("models/int8/minigpt.onnx")
 REPORTS = Path("reports")
 CHARACTERS = REPORTS / "characters.csv"
 TRAINING = REPORTS / "training.json"

@@ -120,6 +120,11 @@ def _train(
             log.warning("stopped at step %d; `dvc repro` goes on from here", trainer.progress.step)
             # not 0, or DVC would take the outs for finished; another process of the group may have had the signal
             sys.exit(128 + (signals or [signal.SIGTERM])[0])
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(f"train.compile: PyTorch cannot compile here ({reason}); set it to false") from None
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
         run.finish(project.MODEL, held_out)

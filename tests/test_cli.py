@@ -10,18 +10,22 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from conftest import ROOT
 
 FOX = "The quick brown fox jumps over the lazy dog."
 
 
 @pytest.fixture(scope="module")
-def models(trained, tokenizer, tmp_path_factory):
+def models(trained, tokenizer, sentences, tmp_path_factory):
     """A folder with models/minigpt.onnx and models/minigpt.safetensors, as `dvc repro` leaves them."""
     from minigpt.checkpoint import save
+    from minigpt.draft import build_draft
     from minigpt.graph import to_onnx
 
     folder = tmp_path_factory.mktemp("cli")
+    ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
     metadata = {
         "format": 1,
         "config": {"vocab_size": 40, "d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64},
@@ -30,7 +34,7 @@ def models(trained, tokenizer, tmp_path_factory):
         "training": {"val/loss": 0.25},
     }
     (folder / "models").mkdir()
-    (folder / "models/minigpt.onnx").write_bytes(to_onnx(trained.model, metadata))
+    (folder / "models/minigpt.onnx").write_bytes(to_onnx(trained.model, metadata, build_draft(ids, 40)))
     save(folder / "models/minigpt.safetensors", trained.model.state_dict(), metadata)
     return folder
 
@@ -69,6 +73,21 @@ def test_json_and_several_samples(cli):
     assert cli(*command, "--stream").stdout == cli(*command, "--no-stream").stdout == plain
     greedy = json.loads(cli("generate", "-p", "The quick brown", "--greedy", "--json").stdout)
     assert greedy["stopped"] == "eos"
+
+
+def test_speculation_changes_nothing(cli):
+    command = ["generate", "-p", "The", "--temperature", "1.5", "--ignore-eos"]
+    assert cli(*command, "--speculate").stdout == cli(*command, "--no-speculate").stdout
+
+
+def test_the_example_needs_nothing_of_minigpt(models):
+    """The documented inputs and outputs are enough."""
+    command = [sys.executable, "-I", str(ROOT / "examples/generate.py"), "models/minigpt.onnx", "The quick brown"]
+    result = subprocess.run(command, cwd=models, capture_output=True, text=True, check=True)
+    assert result.stdout == FOX + "\n"
+    source = (ROOT / "examples/generate.py").read_text()
+    assert "import minigpt" not in source
+    assert "from minigpt" not in source
 
 
 def test_prompts_of_a_file_are_continued_line_by_line(cli, tmp_path):
@@ -196,7 +215,8 @@ def test_bench_measures_both_backends(cli):
     rows = [json.loads(line) for line in cli("bench", "--rounds=1", "--max-new-tokens=9", "--json").stdout.splitlines()]
     assert {row["model"] for row in rows} == {"models/minigpt.onnx", "models/minigpt.safetensors"}
     assert {row["texts"] for row in rows} == {1, 16}
-    assert all(row["tokens_per_second"] > 0 and row["tokens_per_run"] == 1 for row in rows)
+    assert all(row["tokens_per_second"] > 0 and row["tokens_per_run"] >= 1 for row in rows)
+    assert [row["guesses_right"] is not None for row in rows].count(True) == 1
     assert "rounds: must be 1 or more" in cli("bench", "--rounds", "0", code=1).stderr
 
 

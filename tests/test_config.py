@@ -32,7 +32,6 @@ def test_the_project_s_own_parameters_are_valid():
         ("warmup_steps: 100", "warmup_steps: 99999", r"train: warmup_steps \(99999\) exceed the 1600 steps"),
         ("decay_steps: 400", "decay_steps: 0", "train.decay_steps: .*greater than 0"),
         ("max_steps: 1600", "max_steps: null", "train: max_steps and max_epochs are both null; give one"),
-        ("processes: 1", "processes: 3", r"train: batch_size \(4\) is not divisible by processes × accumulation_steps"),
         ("init_from: null", "init_from: models/x.safetensors", "train.init_from: must be a file in pretrained/"),
         ("positional: sinusoidal", "positional: learned", "model.positional: Input should be 'sinusoidal' or 'rotary'"),
         ("layout: packed", "layout: loose", "train.layout: Input should be 'packed' or 'padded', but it is 'loose'"),

@@ -15,9 +15,10 @@ from minigpt.corpus import Document
 from minigpt.dataset import Batches, Tokens
 from minigpt.encoding import TokenWriter, encode_documents, write_meta
 from minigpt.errors import UserError
-from minigpt.export import check_parity, max_logit_difference
+from minigpt.export import check_parity, check_quality, max_logit_difference, validation_loss
 from minigpt.graph import to_onnx
 from minigpt.inference import generate, generate_ids, window_start
+from minigpt.loss import mean_loss
 from minigpt.model import MiniGPT
 from minigpt.sampling import Sampling
 from minigpt.tokenizer import BPETokenizer
@@ -74,6 +75,23 @@ def test_a_wrong_model_is_noticed(trained, exported, monkeypatch):
 
     monkeypatch.setattr(OnnxMemory, "step", lambda memory, ids, past: np.full((len(ids), 40), np.nan))
     assert max_logit_difference(trained, exported) == float("inf")
+
+
+def test_the_loss_is_that_of_training(trained, exported, sentences):
+    ids = np.concatenate([trained.tokenizer.encode_array(text) for text in sentences])
+    for layout in ("packed", "padded"):
+        batches = Batches(ids, layout, 4, 64)
+        assert validation_loss(exported, batches) == pytest.approx(mean_loss(trained.model, batches), abs=1e-5)
+
+
+def test_a_loss_of_quality_is_refused():
+    check_quality(1.005, 1.0, 0.01)
+    with pytest.raises(
+        UserError, match=r"export\.max_quality_loss: quantized, .* 1\.0200 in place of 1\.0000, 2\.00% more"
+    ):
+        check_quality(1.02, 1.0, 0.01)
+    with pytest.raises(UserError, match=r"export\.max_quality_loss"):
+        check_quality(float("nan"), 1.0, 0.01)
 
 
 def test_both_backends_write_the_same_text(trained, exported, sentences, full):

@@ -315,6 +315,18 @@ def test_bad_parameters_fail_with_one_line_and_no_traceback(project, old, new, m
     assert "Traceback" not in out
 
 
+def test_a_quantized_model_is_a_second_file(project):
+    assert list((project.root / "models/int8").iterdir()) == []
+    project.edit("params.yaml", "quantize: null", "quantize: int8")
+    project.run("dvc", "repro")
+    quality = json.loads((project.root / "reports/export.json").read_text())["int8"]
+    assert abs(quality["quality_loss"]) < 0.005
+    described = json.loads(project.run("minigpt-cli", "info", "--model", "models/int8/minigpt.onnx", "--json"))
+    assert described["quantization"]["bits_per_char"] == quality["bits_per_char"]
+    expected = json.loads((project.root / "reports/evaluation.json").read_text())["bits_per_char"]
+    assert quality["bits_per_char"] == pytest.approx(expected * (1 + quality["quality_loss"]), rel=1e-4)
+
+
 def test_a_python_without_the_packages_says_so(project, tmp_path):
     result = subprocess.run(
         [sys.executable, "-S", "-m", "pipeline.train"], cwd=project.root, capture_output=True, text=True, check=False
@@ -322,6 +334,16 @@ def test_a_python_without_the_packages_says_so(project, tmp_path):
     assert result.returncode == 1
     assert "lacks MiniGPT's packages; run `make setup`" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_without_a_compiler_compile_says_so(project, tmp_path, full):
+    if not full:
+        pytest.skip("it loads all of PyTorch's compiler: with --full")
+    project.edit("params.yaml", "compile: false", "compile: true")
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "CXX": "/nowhere/g++"}
+    out = project.run(sys.executable, "-m", "pipeline.train", code=1, **caches)
+    assert "train.compile: PyTorch cannot compile here (InvalidCxxCompiler" in out
+    assert "Traceback" not in out
 
 
 def test_a_crashed_training_reads_failed(project):

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import torch
@@ -114,6 +115,25 @@ def test_pieces_of_a_batch_add_up_to_it(ids, layout):
         losses.append([row["train/loss"] for row in run.run().history if "train/loss" in row])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_steps_compute_the_same(ids, full):
+    if not full:
+        pytest.skip("half a minute of compilation: with --full")
+    losses = []
+    for compiled in (False, True):
+        run = trainer(ids, compile=compiled, precision="float32", max_steps=4, log_interval=1, warmup_steps=1)
+        for block in run.model.blocks:  # compiled code draws its dropout in another order
+            block.dropout.p = block.attention.dropout = run.model.dropout.p = 0.0
+        losses.append([row["train/loss"] for row in run.run().history if "train/loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_rows_that_cannot_be_shared_out_are_refused(ids):
+    with pytest.raises(UserError, match=r"train\.batch_size: 4 is not divisible by 3 \(1 processes × accumulation_"):
+        trainer(ids, accumulation_steps=3)
 
 
 def test_epochs_are_passes_over_the_training_split(ids):

@@ -28,7 +28,8 @@ from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.tokenizer import tokenizer_from_dict
 
-KEPT = 8  # bindings are kept for so many ids at most; longer reads are rare
+SMALL = 1 << 24  # bytes of a model file
+KEPT = 8  # a binding is kept for reads of so many ids at most; longer ones are rare
 
 
 class OnnxBackend:
@@ -40,7 +41,7 @@ class OnnxBackend:
     """
 
     def __init__(self, path: Path, threads: int = 0):
-        """`threads`: for ONNX Runtime; 0 lets it choose."""
+        """`threads`: of ONNX Runtime; 0: one for a small model, else as many as there are cores."""
         self.session = _open(path, threads)
         try:
             texts = self.session.get_modelmeta().custom_metadata_map
@@ -48,6 +49,8 @@ class OnnxBackend:
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
+            # as many as read in little more time than one: 8-bit products want small batches
+            self.guesses = 2 if "quantization" in self.metadata else 5
             self.draft: Draft | None = None
             if "draft" in texts:
                 self.draft = Draft.from_text(texts["draft"], self.tokenizer.vocab_size)
@@ -61,7 +64,7 @@ class OnnxBackend:
 
 
 class OnnxMemory:
-    """See `minigpt.inference.Memory`. The caches stay where they are, and each run extends them there."""
+    """See `minigpt.backends.Memory`. The caches stay where they are, and each run extends them there."""
 
     def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
         """`shape`: (B, H, S, E), B rows."""
@@ -118,12 +121,14 @@ class _Binding:
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong comes as an exception
     try:
+        data = path.read_bytes()
+        # a product of a small model is over before another thread has begun
+        options.intra_op_num_threads = threads or int(len(data) < SMALL)
         # from bytes, not from the path: ONNX Runtime then refuses weights kept in other files, which
         # a model from a stranger could point anywhere
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except OSError as error:
         hint = (
             "; run `dvc repro` to make one, or name another by --model" if isinstance(error, FileNotFoundError) else ""

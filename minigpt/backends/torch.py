@@ -21,6 +21,7 @@ class TorchBackend:
         self.model, self.tokenizer, self.metadata = model, tokenizer, metadata or {}
         self.max_seq_len = model.max_seq_len
         self.draft: Draft | None = None
+        self.guesses = 5
 
     @classmethod
     def load(cls, path: Path) -> "TorchBackend":
@@ -36,7 +37,7 @@ class TorchBackend:
 
 
 class TorchMemory:
-    """See `minigpt.inference.Memory`."""
+    """See `minigpt.backends.Memory`."""
 
     def __init__(self, model: MiniGPT, rows: int):
         self._model = model

@@ -1,0 +1,254 @@
+"""How fast MiniGPT writes, against other engines of the same size, all in turn in one run.
+
+    pip install transformers ctranslate2 onnxruntime-genai onnx-ir
+    python benchmarks/generation.py --threads 1
+
+S is 128 wide with 4 layers, the default model; M is 384 wide with 6. All write 200 characters after a
+prompt of 16, sampled at temperature 0.8 from the 50 likeliest. The others get random weights, which
+cost the same, of GPT-2, or for ONNX Runtime GenAI of a Llama with as many of them; what guesses save
+depends on the text, so that is measured on trained models (--trained).
+Ratios are of the medians of the rounds.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minigpt.backends import Backend
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.backends.torch import TorchBackend
+from minigpt.graph import to_onnx
+from minigpt.inference import Text, write
+from minigpt.model import MiniGPT
+from minigpt.sampling import Sampling
+from minigpt.tokenizer import CharTokenizer
+
+SIZES = {
+    "S": {"d_model": 128, "num_heads": 4, "num_layers": 4, "d_ff": 512, "max_seq_len": 256},
+    "M": {"d_model": 384, "num_heads": 6, "num_layers": 6, "d_ff": 1536, "max_seq_len": 256},
+}
+TOKENIZER = CharTokenizer(map(chr, range(33, 96)))  # with the special tokens 67, as the default model
+PROMPT, LENGTH, TEMPERATURE, TOP_K = 16, 200, 0.8, 50
+Way = Callable[[int], None]  # writes so many texts at once
+
+
+def minigpt(backend: Backend, guess: bool = True) -> Way:
+    draft = backend.draft if guess else None
+    prompt = "".join(backend.tokenizer.pieces[4:])[:PROMPT]
+    seeds = iter(range(10**9))
+
+    def run(batch: int) -> None:
+        backend.draft = draft
+        texts = [Text(backend.tokenizer, prompt, sample, LENGTH) for sample in range(batch)]
+        for _ in write(backend, texts, Sampling(TEMPERATURE, TOP_K, ignore_eos=True, seed=next(seeds)), batch):
+            pass
+
+    return run
+
+
+def minigpt_ways(size: str, trained: list[Path], folder: Path, threads: int) -> dict[str, Way]:
+    config = {"vocab_size": TOKENIZER.vocab_size, **SIZES[size]}
+    model = MiniGPT(**config).eval()
+    ways = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER))}
+    for kind in (None, "int8"):
+        path = folder / f"{size}-{kind}.onnx"
+        path.write_bytes(to_onnx(model, {"config": config, "tokenizer": TOKENIZER.to_dict()}, quantize=kind))
+        ways[f"MiniGPT, ONNX {kind or 'float32'}"] = minigpt(OnnxBackend(path, threads))
+    for path in trained:
+        backend = OnnxBackend(path, threads)
+        if all(backend.metadata["config"][name] == value for name, value in SIZES[size].items()):
+            ways[f"{path}, no guesses"] = minigpt(backend, guess=False)
+            ways[f"{path}, guesses"] = minigpt(backend)
+    return ways
+
+
+def transformers_model(size: str):
+    """GPT-2 of this size: the same products as MiniGPT's."""
+    import transformers
+
+    sizes = SIZES[size]
+    config = transformers.GPT2Config(
+        vocab_size=TOKENIZER.vocab_size,
+        n_positions=sizes["max_seq_len"],
+        n_embd=sizes["d_model"],
+        n_layer=sizes["num_layers"],
+        n_head=sizes["num_heads"],
+        n_inner=sizes["d_ff"],
+        activation_function="relu",
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def transformers_way(model) -> Way:
+    def run(batch: int) -> None:
+        ids = torch.arange(4, 4 + PROMPT).repeat(batch, 1)
+        options = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, "pad_token_id": 0}
+        lengths = {"min_new_tokens": LENGTH, "max_new_tokens": LENGTH}
+        with torch.inference_mode():
+            model.generate(ids, attention_mask=torch.ones_like(ids), **options, **lengths)
+
+    return run
+
+
+def save_for_peers(model, folder: Path) -> None:
+    """With a tokenizer, which their converters ask for."""
+    import tokenizers
+    import transformers
+
+    vocabulary = {f"t{token}": token for token in range(TOKENIZER.vocab_size)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t1"))
+    model.save_pretrained(folder)
+    special = {"unk_token": "t1", "bos_token": "t2", "eos_token": "t3"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+
+
+def genai_way(size: str, folder: Path, threads: int) -> Way:
+    """A Llama whose three matrices of the feed-forward network have together as many weights as GPT-2's two."""
+    import onnxruntime_genai
+    import transformers
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+    sizes = SIZES[size]
+    config = transformers.LlamaConfig(
+        vocab_size=TOKENIZER.vocab_size,
+        hidden_size=sizes["d_model"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        intermediate_size=sizes["d_ff"] * 2 // 3,
+        max_position_embeddings=sizes["max_seq_len"],
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    save_for_peers(transformers.LlamaForCausalLM(config), folder / "llama")
+    task = ("", str(folder / "llama"), str(folder / "genai"), "fp32", "cpu", str(folder / "cache"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        create_model(*task, **parse_extra_options(*task, []))
+    settings = json.loads((folder / "genai/genai_config.json").read_text())
+    settings["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+    (folder / "genai/genai_config.json").write_text(json.dumps(settings))
+    model = onnxruntime_genai.Model(str(folder / "genai"))
+
+    def run(batch: int) -> None:
+        parameters = onnxruntime_genai.GeneratorParams(model)
+        lengths = {"min_length": PROMPT + LENGTH, "max_length": PROMPT + LENGTH, "batch_size": batch}
+        parameters.set_search_options(do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, **lengths)
+        generator = onnxruntime_genai.Generator(model, parameters)
+        generator.append_tokens(np.tile(np.arange(4, 4 + PROMPT, dtype=np.int32), (batch, 1)))
+        while not generator.is_done():
+            generator.generate_next_token()
+
+    return run
+
+
+def ctranslate2_ways(model, folder: Path, threads: int) -> dict[str, Way]:
+    import ctranslate2
+
+    source = folder / "gpt2"
+    save_for_peers(model, source)
+    ways = {}
+    for kind in ("float32", "int8"):
+        target = folder / f"ct2-{kind}"
+        ctranslate2.converters.TransformersConverter(str(source)).convert(str(target), quantization=kind, force=True)
+        generator = ctranslate2.Generator(str(target), compute_type=kind, intra_threads=threads, inter_threads=1)
+
+        def run(batch: int, generator=generator) -> None:
+            prompts = [[f"t{token}" for token in range(4, 4 + PROMPT)]] * batch
+            results = generator.generate_batch(
+                prompts,
+                max_batch_size=batch,
+                max_length=LENGTH,
+                min_length=LENGTH,
+                sampling_topk=TOP_K,
+                sampling_temperature=TEMPERATURE,
+                include_prompt_in_result=False,
+            )
+            assert len(results[0].sequences_ids[0]) == LENGTH
+
+        ways[f"CTranslate2 {kind}"] = run
+    return ways
+
+
+def compare(ways: dict[str, Way], batch: int, rounds: int) -> dict[str, float]:
+    """Seconds of each way: the median over rounds in which all run in turn, after one to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way(batch)
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def report(size: str, batch: int, seconds: dict[str, float]) -> None:
+    base = seconds["CTranslate2 float32"]
+    print(f"\n{size}, {batch} text{'s' * (batch > 1)} at once")
+    for name, time_taken in seconds.items():
+        print(f"  {name:44} {batch * LENGTH / time_taken:9.0f} tokens/s   x{base / time_taken:.2f}")
+
+
+def start_up(rounds: int) -> None:
+    """From the launch of a process to the first character, against `import torch`; and the process's memory."""
+    generate = [sys.executable, "-m", "minigpt.cli", "generate", "-p", "", "--backend", "onnx"]
+    first, whole = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with subprocess.Popen(generate, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            first.append(time.perf_counter() - start)
+            process.communicate()
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        whole.append(time.perf_counter() - start)
+    ours, torchs = statistics.median(first), statistics.median(whole)
+    print(f"\nfirst character after {ours:.2f} s; import torch takes {torchs:.2f} s: x{ours / torchs:.3f}")
+    code = (
+        f"from minigpt.cli import app\napp({generate[3:]}, standalone_mode=False)\n"
+        "import psutil, sys; print(psutil.Process().memory_info().rss, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    print(f"memory of that process at its end: {int(result.stderr) / 2**20:.0f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--trained", nargs="+", type=Path, default=[Path("models/minigpt.onnx")])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(f"{arguments.threads} thread{'s' * (arguments.threads > 1)}, {arguments.rounds} rounds")
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            model = transformers_model(size)
+            ways = {
+                "transformers": transformers_way(model),
+                **ctranslate2_ways(model, Path(folder), arguments.threads),
+                "ONNX Runtime GenAI float32": genai_way(size, Path(folder), arguments.threads),
+                **minigpt_ways(size, arguments.trained, Path(folder), arguments.threads),
+            }
+            for batch in arguments.batches:
+                report(size, batch, compare(ways, batch, arguments.rounds))
+    start_up(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

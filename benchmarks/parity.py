@@ -1,0 +1,56 @@
+"""How often PyTorch and ONNX Runtime write the same text, and what parts them where they do not.
+
+    python benchmarks/parity.py --prompts 1000
+
+Prompts are cut from the corpus; sampling as `minigpt-cli generate` does it by default, a seed a prompt.
+Where two texts part, the gap tells how close the two candidates were: the difference of their logits
+plus noise, in PyTorch.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.backends.torch import TorchBackend
+from minigpt.inference import generate_ids, window_start
+from minigpt.sampling import Sampling, gumbel_noise
+
+LENGTH = 200
+
+
+def gap(backend: TorchBackend, ids: list[int], tokens: tuple[int, int], sampling: Sampling) -> float:
+    """Between two candidates for the token after `ids`."""
+    window = np.array(ids[window_start(len(ids), backend.max_seq_len) :])
+    logits = backend.memory(1).read(0, window, 0)[-1]
+    scores = logits / sampling.temperature + gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]
+    return abs(float(scores[tokens[0]] - scores[tokens[1]]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--text", type=Path, default=Path("data/raw/tales.txt"))
+    parser.add_argument("--model", type=Path, default=Path("models/minigpt"), help="without its ending")
+    arguments = parser.parse_args()
+    ours = TorchBackend.load(arguments.model.with_suffix(".safetensors"))
+    theirs = OnnxBackend(arguments.model.with_suffix(".onnx"))
+    text, rng = arguments.text.read_text(encoding="utf-8"), random.Random(0)
+    equal = 0
+    for seed in range(arguments.prompts):
+        start = rng.randrange(len(text))
+        prompt, sampling = text[start : start + rng.randrange(1, 60)], Sampling(ignore_eos=True, seed=seed)
+        a, b = (list(generate_ids(backend, prompt, LENGTH, sampling)) for backend in (ours, theirs))
+        if a == b:
+            equal += 1
+            continue
+        at = next(i for i in range(LENGTH) if a[i] != b[i])
+        ids = ours.tokenizer.encode(prompt)[:-1] + a[:at]
+        print(f"prompt {seed}: first difference at {at}, gap {gap(ours, ids, (a[at], b[at]), sampling):.1e}")
+    print(f"{equal} of {arguments.prompts} texts of {LENGTH} tokens are equal")
+
+
+if __name__ == "__main__":
+    main()

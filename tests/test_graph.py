@@ -1,0 +1,134 @@
+"""The graph's pieces against PyTorch's, one by one; whole models are compared in test_export.py."""
+
+import itertools
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import unlike_at_first
+from onnx import TensorProto, helper
+from torch import nn
+
+from minigpt import graph as pieces
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.export import validation_loss
+from minigpt.graph import Graph, to_onnx
+from minigpt.model import MiniGPT
+
+TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
+
+
+def run(graph: Graph, inputs: dict[str, np.ndarray], *outputs: str) -> list[np.ndarray]:
+    values = [helper.make_tensor_value_info(name, TYPES[value.dtype], value.shape) for name, value in inputs.items()]
+    shapes = {name: "BHSE" if name.startswith("present") else "BTN" for name in outputs}
+    wanted = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shapes[name])) for name in outputs]
+    session = onnxruntime.InferenceSession(graph.to_bytes(values, wanted))
+    return session.run(list(outputs), inputs)
+
+
+def tensor(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape)
+
+
+def model(**switches) -> MiniGPT:
+    torch.manual_seed(0)
+    sizes = {"d_model": 24, "num_heads": 2, "num_layers": 2, "d_ff": 40, "max_seq_len": 16}
+    return unlike_at_first(MiniGPT(30, **{**sizes, **switches}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(bias):
+    graph, linear, x = Graph(), nn.Linear(24, 40, bias=bias), tensor(2, 3, 24)
+    pieces.add_linear(graph, "y", linear.weight, "x", linear.bias)
+    (y,) = run(graph, {"x": x.numpy()}, "y")
+    np.testing.assert_allclose(y, linear(x).detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (128, 7), (300, 64)])
+def test_linear_in_8_bits(inputs, outputs):
+    """The weights are rounded to a 127th of the largest of their block, and so are the inputs."""
+    graph, linear, x = Graph(int8=True), nn.Linear(inputs, outputs), tensor(2, 3, inputs)
+    pieces.add_linear(graph, "y", linear.weight, "x", linear.bias)
+    (y,) = run(graph, {"x": x.numpy()}, "y")
+    error = y - linear(x).detach().numpy()
+    assert np.sqrt((error**2).mean()) < 0.01 * linear(x).std().item()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_norm_of_a_sum(bias):
+    graph, norm, added = Graph(), nn.LayerNorm(24), tensor(24) if bias else None
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, y = tensor(2, 3, 24), tensor(2, 3, 24)
+    names = pieces.add_norm(graph, "norm", norm, "x", "y", added)
+    total, normed = run(graph, {"x": x.numpy(), "y": y.numpy()}, *names)
+    expected = x + y + (added if bias else 0)
+    np.testing.assert_allclose(total, expected, atol=1e-6)
+    np.testing.assert_allclose(normed, norm(expected).detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu_squared"])
+def test_feed_forward(activation):
+    graph, block, x = Graph(), model(activation=activation).blocks[0], tensor(2, 3, 24)
+    (y,) = run(graph, {"x": x.numpy()}, pieces.add_feed_forward(graph, "ff", block.feed_forward, "x"))
+    expected = block.feed_forward(x) - block.feed_forward.linear2.bias
+    np.testing.assert_allclose(y, expected.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("positional", "bigram_buckets"), list(itertools.product(["sinusoidal", "rotary"], [0, 97])), ids=str
+)
+def test_embeddings(positional, bigram_buckets):
+    graph, gpt = Graph(), model(positional=positional, bigram_buckets=bigram_buckets)
+    ids, positions = np.array([[5, 6, 29], [7, 5, 5]]), np.array([[0, 1, 2]] * 2)
+    previous = np.array([[0, 5, 6], [0, 7, 5]])
+    inputs = {"input_ids": ids, "positions": positions, "previous_ids": previous}
+    names = pieces.add_embeddings(graph, gpt)
+    x, y = run(graph, inputs, *names) if names[0] != names[1] else run(graph, inputs, names[0]) * 2
+    seen = []
+    gpt.blocks[0].register_forward_pre_hook(lambda block, arguments: seen.append(arguments[0]))
+    gpt(torch.from_numpy(ids))
+    np.testing.assert_allclose(x + y, seen[0].detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("heads", "positional", "qk_norm"),
+    [
+        (2, "sinusoidal", False),
+        (2, "rotary", False),
+        (2, "sinusoidal", True),
+        (6, "rotary", True),
+        (24, "sinusoidal", True),
+    ],
+)
+def test_attention_extends_the_cache(heads, positional, qk_norm):
+    """Heads of 12, 4 and 1 channels: all of them filled up for the kernel."""
+    graph, gpt = Graph(), model(num_heads=heads, positional=positional, qk_norm=qk_norm)
+    attention = gpt.blocks[0].attention
+    pieces.add_lengths(graph)
+    name = pieces.add_attention(graph, "attention", attention, "x", 0)
+    _, channels, _ = pieces.head_layout(attention)
+    cache = np.zeros((1, heads, 16, channels), dtype=np.float32)
+    caches = {"past_key_0": cache, "past_value_0": cache}
+    x = tensor(1, 9, 24)
+    expected = (attention(x)[0] - attention.output.bias).detach().numpy()
+    for start, end in ((0, 4), (4, 5), (5, 9)):
+        inputs = {"x": x[:, start:end].numpy(), "positions": np.arange(start, end)[None], **caches}
+        y, *present = run(graph, inputs, name, "present_key_0", "present_value_0")
+        np.testing.assert_allclose(y, expected[:, start:end], atol=1e-5)
+        caches = dict(zip(caches, present, strict=True))
+
+
+def test_a_model_in_8_bits_is_small_and_nearly_as_good(trained, tokenizer, sentences, tmp_path):
+    metadata = {"config": {"max_seq_len": 64}, "tokenizer": tokenizer.to_dict()}
+    ids = [tokenizer.encode_array(text)[None, :65] for text in sentences[:10]]
+    losses, sizes = [], []
+    for quantize in (None, "int8"):
+        path = tmp_path / f"{quantize}.onnx"
+        path.write_bytes(to_onnx(trained.model, metadata, quantize=quantize))
+        losses.append(validation_loss(OnnxBackend(path), [(row[:, :-1], row[:, 1:]) for row in ids]))
+        sizes.append(path.stat().st_size)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+    assert sizes[1] < 0.5 * sizes[0]

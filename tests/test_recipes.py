@@ -1,0 +1,43 @@
+import json
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.config import Params
+
+RECIPES = sorted((ROOT / "recipes").iterdir())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_override_is_a_valid_parameter(recipe):
+    yaml = YAML(typ="safe", pure=True)
+    params = yaml.load(ROOT / "params.yaml")
+    for line in recipe.read_text().split():
+        key, value = line.split("=")
+        section, name = key.split(".")
+        assert name in params[section]
+        params[section][name] = yaml.load(value)
+    Params.model_validate(params)
+
+
+def test_classic_is_the_default_and_undoes_fast():
+    yaml = YAML(typ="safe", pure=True)
+    params = yaml.load(ROOT / "params.yaml")
+    keys = {}
+    for name in ("classic", "fast"):
+        keys[name] = dict(line.split("=") for line in (ROOT / "recipes" / name).read_text().split())
+    assert set(keys["fast"]) <= set(keys["classic"])
+    for key, value in keys["classic"].items():
+        section, name = key.split(".")
+        assert params[section][name] == yaml.load(value)
+
+
+def test_the_fast_recipe_goes_the_whole_way(project):
+    overrides = [*(ROOT / "recipes/fast").read_text().split(), "train.warmup_steps=5", "train.decay_steps=10"]
+    project.run("dvc", "exp", "run", *(part for override in overrides for part in ("-S", override)))
+    assert OnnxBackend(project.root / "models/minigpt.onnx").metadata["config"]["bigram_buckets"] == 3500
+    command = ["minigpt-cli", "generate", "--prompt", "Once", "--seed", "1", "--backend"]
+    assert project.run(*command, "onnx") == project.run(*command, "torch")
+    assert json.loads((project.root / "reports/export.json").read_text())["max_logit_difference"] < 1e-4
