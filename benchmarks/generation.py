@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minigpt.backends import Backend
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
 from minigpt.graph import to_onnx
-from minigpt.inference import Backend, Text, write
+from minigpt.inference import Text, write
 from minigpt.model import MiniGPT
 from minigpt.sampling import Sampling
 from minigpt.tokenizer import CharTokenizer

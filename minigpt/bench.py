@@ -5,7 +5,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from minigpt.inference import Backend, Text, write
+from minigpt.backends import Backend
+from minigpt.inference import Text, write
 from minigpt.sampling import Sampling
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from minigpt.backends import Backend
 from minigpt.errors import UserError
-from minigpt.inference import Backend, Text, write
+from minigpt.inference import Text, write
 from minigpt.sampling import Sampling
 from minigpt.terminal import visible
 

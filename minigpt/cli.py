@@ -20,9 +20,10 @@ from minigpt.errors import UserError
 from minigpt.terminal import visible
 
 if TYPE_CHECKING:
+    from minigpt.backends import Backend
     from minigpt.backends.onnx import OnnxBackend
     from minigpt.backends.torch import TorchBackend
-    from minigpt.inference import Backend, Text
+    from minigpt.inference import Text
     from minigpt.sampling import Sampling
 
 app = typer.Typer(

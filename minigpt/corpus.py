@@ -11,7 +11,6 @@ import hashlib
 import io
 import itertools
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import zstandard
 from minigpt.config import DataConfig
 from minigpt.errors import UserError
 from minigpt.parallel import batched_by_size
-from minigpt.text import normalize
+from minigpt.text import LONE_SURROGATE, normalize
 
 Split = Literal["train", "val"]
 
@@ -35,7 +34,6 @@ FORMATS = {".txt": "text", ".md": "text", ".csv": "csv", ".tsv": "tsv", ".jsonl"
 COMPRESSIONS = {".gz", ".zst"}
 ROWS = 10_000  # of a table, read at once
 PIECE = 1 << 20  # characters of a stream, read at once
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)

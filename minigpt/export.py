@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minigpt.backends import Backend
 from minigpt.dataset import Batch
 from minigpt.errors import UserError
-from minigpt.inference import Backend
 from minigpt.tokenizer import PAD
 
 

@@ -2,42 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
-from minigpt.draft import Draft
+from minigpt.backends import Backend, Memory
 from minigpt.errors import UserError
 from minigpt.sampling import Noise, Sampling, log_probability, next_token
 from minigpt.tokenizer import EOS, PAD, Tokenizer
 
 PAYS = 0.2  # what a guess costs, as a share of a run of the model: if fewer are right, none are made
 PATIENCE = 8  # guesses that may be wrong before that is judged
-
-
-class Memory(Protocol):
-    """What a backend keeps of several texts, a row each: the keys and values of what it has read."""
-
-    def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
-        """Ids (T,) that follow the first `past` in `row` → logits (T, V); what was there beyond `past` is forgotten."""
-        ...
-
-    def step(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
-        """As `read`, one id a row, all rows at once: ids (N,), past (N,) → logits (N, V)."""
-        ...
-
-
-class Backend(Protocol):
-    """What generation needs of a model; `backends/torch.py` and `backends/onnx.py` have it."""
-
-    tokenizer: Tokenizer
-    max_seq_len: int
-    draft: Draft | None  # what guesses the next tokens, where the model file has it
-    guesses: int  # how many to make before a run
-
-    def memory(self, rows: int) -> Memory:
-        """A new one, for `rows` texts."""
-        ...
 
 
 def window_start(position: int, max_seq_len: int) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.inference import Backend, window_start
+from minigpt.backends import Backend
+from minigpt.inference import window_start
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """What is done to every text, in training and in a prompt alike, before it becomes ids."""
 
+import re
 import unicodedata
 from typing import Literal, get_args
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD", "none"]
+# half of a UTF-16 pair, from a JSON escape or a byte of the command line that is no UTF-8; has no bytes
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FORMS: tuple[Normalization, ...] = get_args(Normalization)
 
 

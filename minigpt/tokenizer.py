@@ -8,19 +8,18 @@ import codecs
 import contextlib
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from minigpt.errors import UserError
 from minigpt.parallel import BATCH, batched_by_size, parallel_map
-from minigpt.text import FORMS, Normalization, normalize
+from minigpt.text import FORMS, LONE_SURROGATE, Normalization, normalize
 
 if TYPE_CHECKING:
     import tokenizers
@@ -104,11 +103,6 @@ class Tokenizer(ABC):
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Raises UserError where `path` is missing or damaged."""
-        return _load(path, cls.from_dict)
 
     def sha256(self) -> str:
         """A fingerprint of the vocabulary: equal for equal vocabularies only."""
@@ -245,10 +239,6 @@ class CharTokenizer(Tokenizer):
 
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-
-
-# half of a UTF-16 pair, from a JSON escape or a byte of the command line that is no UTF-8; has no bytes
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -390,15 +380,8 @@ def tokenizer_from_dict(values: dict[str, Any]) -> Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer that was saved to `path`; raises UserError where it is missing or damaged."""
-    return _load(path, tokenizer_from_dict)
-
-
-T = TypeVar("T", bound=Tokenizer)
-
-
-def _load(path: Path, from_dict: Callable[[dict[str, Any]], T]) -> T:
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return tokenizer_from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro build_vocab`") from None
     except (ValueError, AttributeError) as error:

@@ -26,8 +26,8 @@ LAYERS = [
     {"errors", "parallel", "terminal", "text"},
     {"config", "files", "tokenizer"},
     {"corpus", "dataset", "draft", "model", "sampling"},
-    {"checkpoint", "distributed", "encoding", "loss", "optim"},
-    {"backends", "backends/torch", "backends/onnx", "finetune", "inference", "train", "evaluate"},
+    {"backends", "checkpoint", "distributed", "encoding", "loss", "optim"},
+    {"backends/torch", "backends/onnx", "finetune", "inference", "train", "evaluate"},
     {"bench", "chat", "export", "fetch", "graph", "score"},
     {"cli"},
 ]

@@ -65,7 +65,7 @@ class OnnxBackend:
 
 
 class OnnxMemory:
-    """See `minigpt.inference.Memory`. The caches stay where they are, and each run extends them there."""
+    """See `minigpt.backends.Memory`. The caches stay where they are, and each run extends them there."""
 
     def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
         """`shape`: (B, H, S, E), B rows."""

@@ -37,7 +37,7 @@ class TorchBackend:
 
 
 class TorchMemory:
-    """See `minigpt.inference.Memory`."""
+    """See `minigpt.backends.Memory`."""
 
     def __init__(self, model: MiniGPT, rows: int):
         self._model = model
