@@ -126,18 +126,24 @@ def parameters(model: torch.nn.Module) -> int:
 
 def compare_speed(data, args) -> None:
     """The same batches of 12 × 64 on both sides, 20 steps in turn."""
-    steps, times = 20, {"classic": [], "fast": [], "peer": []}
+    steps = 20
+    changes = {"max_steps": steps, "batch_size": PEER_BATCH, "warmup_steps": 0, "decay_steps": 1}
+    sides = {
+        "classic": recipe("classic", **changes),
+        "classic, float32": recipe("classic", precision="float32", **changes),
+        "fast": recipe("fast", **changes),
+    }
+    times = {name: [] for name in ("peer", *sides)}
     peer = Peer(data, 0)
     peer.train(3)
     for _ in range(args.rounds):
         times["peer"].append(peer.train(steps))
-        for name in ("classic", "fast"):
-            changes = {"max_steps": steps, "batch_size": PEER_BATCH, "warmup_steps": 0, "decay_steps": 1}
-            times[name].append(train((data[0], data[1][:999], data[2]), *recipe(name, **changes))[0])
+        for name, configs in sides.items():
+            times[name].append(train((data[0], data[1][:999], data[2]), *configs)[0])
     for name, values in times.items():
         ratio = statistics.median(p / t for p, t in zip(times["peer"], values, strict=True))
         speed = steps * PEER_BATCH * CONTEXT / statistics.median(values)
-        print(f"{name:8} {speed:8,.0f} tokens/s   ×{ratio:.2f} of the peer's")
+        print(f"{name:16} {speed:8,.0f} tokens/s   ×{ratio:.2f} of the peer's")
 
 
 def compare_loss(data, args) -> None:
