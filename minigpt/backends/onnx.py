@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime import OrtValue
 
 from minigpt.draft import Draft
 from minigpt.errors import UserError
@@ -74,6 +75,7 @@ class OnnxMemory:
         B, _, S, _ = shape
         # what has been read, a <pad> before it, where pairs of ids matter
         self._ids = np.zeros((B, S + 1), dtype=np.int64) if "previous_ids" in names else None
+        self._values: dict[int | None, dict[str, OrtValue]] = {}  # the caches of a row, or of all
         self._bindings: dict[tuple[int | None, int], _Binding] = {}
 
     def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
@@ -87,8 +89,11 @@ class OnnxMemory:
         B, T = ids.shape
         binding = self._bindings.get((row, T))
         if binding is None:
-            rows = slice(row, None if row is None else row + 1)
-            binding = _Binding(self._session, (B, T), {name: cache[rows] for name, cache in self._caches.items()})
+            if row not in self._values:
+                rows = slice(row, None if row is None else row + 1)
+                arrays = {name: cache[rows] for name, cache in self._caches.items()}
+                self._values[row] = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+            binding = _Binding(self._session, (B, T), self._values[row])
             if T <= KEPT:
                 self._bindings[row, T] = binding
         binding.input_ids[:], binding.positions[:] = ids, positions
@@ -103,19 +108,18 @@ class OnnxMemory:
 class _Binding:
     """Where a run finds its inputs and leaves its outputs: arrays that are written and read in place."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int], caches: dict[str, np.ndarray]):
+    def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int], caches: dict[str, OrtValue]):
         """`shape`: (B, T); `caches`: each of B rows, by the name of its input."""
         self.io = session.io_binding()
         self.input_ids, self.positions, self.previous_ids = np.zeros((3, *shape), dtype=np.int64)
-        self.logits = np.zeros((*shape, session.get_outputs()[0].shape[-1]), dtype=np.float32)
-        arrays = {"logits": self.logits, **caches}
-        arrays |= {name: getattr(self, name) for name in ("input_ids", "positions", "previous_ids")}
-        # kept: the binding itself holds addresses only
-        self._arrays = arrays
-        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        outputs = session.get_outputs()
+        self.logits = np.zeros((*shape, outputs[0].shape[-1]), dtype=np.float32)
+        arrays = {name: getattr(self, name) for name in ("input_ids", "positions", "previous_ids", "logits")}
+        # kept here: `io` itself knows addresses only
+        self._values = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()} | caches
         for value in session.get_inputs():
             self.io.bind_ortvalue_input(value.name, self._values[value.name])
-        for value in session.get_outputs():
+        for value in outputs:
             self.io.bind_ortvalue_output(value.name, self._values[value.name.replace("present", "past")])
 
 
