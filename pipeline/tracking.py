@@ -143,6 +143,7 @@ class TrainingRun(Run):
     def _forget(self) -> None:
         super()._forget()
         self._sent = 0  # so many rows
+        self._sent_samples = 0
         # what a continued run has already
         self._known_step = {"train/loss": 0, "val/loss": 0}
         self._known_samples: dict[int, str] = {}
@@ -221,8 +222,10 @@ class TrainingRun(Run):
             self.id, [(when, self._whole(row)) for when, row in self._rows[self._sent : end] if self._new(row)]
         )
         self._sent = end
-        if self._samples:
-            content.log_samples(self.id, {**self._known_samples, **self._samples})
+        samples = self._samples
+        if len(samples) > self._sent_samples:
+            content.log_samples(self.id, {**self._known_samples, **samples})
+            self._sent_samples = len(samples)
 
     def _new(self, row: Row) -> bool:
         return row["step"] > self._known_step["train/loss" if "train/loss" in row else "val/loss"]
