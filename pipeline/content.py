@@ -189,12 +189,14 @@ def describe(run_id: str) -> str:
     return card
 
 
-def carry_over(run_id: str, md5: str) -> None:
+def carry_over(run_id: str, model: Path) -> None:
     """Where the same bytes were made before, what evaluate and export found holds for this run: they will not
     run again."""
+    md5 = project.file_digest(model, "md5")
     earlier = find(md5)
-    if earlier is None:  # as in a fresh clone, whose reports are of this very model
-        restore_reports(run_id, Snapshot(), md5)
+    if earlier is None:
+        if restore_reports(run_id, Snapshot(), md5):  # a fresh clone, whose reports are of this very model
+            log_model_figures(run_id, model)
         return
     found = earlier.data.metrics
     prefixes = tuple(f"{prefix}/" for prefix in PREFIXES.values())
@@ -202,7 +204,8 @@ def carry_over(run_id: str, md5: str) -> None:
     links = {name: earlier.data.tags[name] for name in ("onnx_model", "validation_tokens") if name in earlier.data.tags}
     log_tags(run_id, {**links, "evaluated_in_run": earlier.info.run_id})
     with tempfile.TemporaryDirectory() as folder:
-        client().log_artifacts(run_id, client().download_artifacts(earlier.info.run_id, "reports", folder), "reports")
+        for kind in {"reports", "figures"} & {file.path for file in client().list_artifacts(earlier.info.run_id)}:
+            client().log_artifacts(run_id, client().download_artifacts(earlier.info.run_id, kind, folder), kind)
 
 
 def restored(model: Path) -> dict[str, Any]:
@@ -241,13 +244,16 @@ def restore_training(run_id: str, snapshot: Snapshot, md5: str, summary: dict[st
         log_metrics(run_id, {name: value for name, value in _numbers(summary).items() if "/" in name})
 
 
-def restore_reports(run_id: str, snapshot: Snapshot, md5: str) -> None:
-    """Give a run what `snapshot` knows of the evaluation and the export of the model `md5`."""
+def restore_reports(run_id: str, snapshot: Snapshot, md5: str) -> bool:
+    """Give a run what `snapshot` knows of the evaluation and the export of the model `md5`; whether it knows any."""
+    known = False
     for stage in PREFIXES:
         reports = snapshot.reports(stage, md5)
         summary = next((text for file, text in reports.items() if file.suffix == ".json"), None)
         if summary is not None:
             log_reports(run_id, stage, json.loads(summary), reports)
+            known = True
+    return known
 
 
 def _logged_text(run_id: str, path: str) -> str:

@@ -115,6 +115,8 @@ class Run:
         """Log the numbers and the files of a stage, and write the model's card anew."""
         reports = {file: file.read_text(encoding="utf-8") for file in files}
         self.tell(lambda: content.log_reports(self.id, stage, values, reports))
+        if stage == "evaluate":
+            self.tell(lambda: content.log_model_figures(self.id, project.MODEL))
         self.tell(lambda: content.write_card(self.id))
 
     def onnx_model(self, path: Path) -> None:
@@ -230,15 +232,13 @@ class TrainingRun(Run):
         return {name: value + self._spent.get(name, 0.0) for name, value in row.items()}
 
     def finish(self, model: Path, held_out: bool) -> None:
-        """Log curves and figures, and tag the run with the model it made."""
+        """Log the curves, and tag the run with the model it made; the figures are drawn when that is evaluated."""
         reports = {file: file.read_text() for file in (project.TRAINING, *content.CURVES.values())}
         identity = content.identity(model, held_out)
         self.tell(self._send)
         self.tell(lambda: content.log_texts(self.id, reports))
-        self.tell(lambda: content.carry_over(self.id, identity["model_md5"]))
+        self.tell(lambda: content.carry_over(self.id, model))
         self.tell(lambda: content.log_tags(self.id, identity))
-        self.tell(lambda: content.log_model_figures(self.id, model))
-        self.tell(lambda: content.log_curves(self.id))
         self.tell(lambda: content.write_card(self.id))
 
 

@@ -62,6 +62,9 @@ def _device(name: str) -> torch.device:
         return torch.device("cpu")
     # of several accelerators each process on this machine has one
     device = torch.device(present.type, int(os.environ.get("LOCAL_RANK", 0)))
+    if device.index >= torch.accelerator.device_count():
+        raise UserError(f"train.processes: more than this machine's {torch.accelerator.device_count()} {present.type}")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.accelerator.set_device_index(device.index)
     return device
 

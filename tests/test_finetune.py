@@ -1,3 +1,7 @@
+import json
+import shutil
+import sys
+
 import pytest
 import torch
 
@@ -35,3 +39,26 @@ def test_subwords_must_be_the_same():
     assert adapt_vocabulary(weights, one, one) is weights
     with pytest.raises(UserError, match="subword vocabulary is not that of the text"):
         adapt_vocabulary(weights, one, other)
+
+
+def test_a_pipeline_that_starts_from_a_model(project):
+    shutil.copy(project.root / "models/minigpt.safetensors", project.root / "pretrained/tales.safetensors")
+    hardly = ["train.learning_rate=1e-6", "train.min_learning_rate=1e-6", "train.max_steps=5"]
+    changes = ["data.path=data/raw/sentences.txt", "train.init_from=pretrained/tales.safetensors", *hardly]
+    project.run("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
+    summary = json.loads((project.root / "reports/training.json").read_text())
+    assert summary["val/loss"] < 3.5  # at random it would be at least ln 40 = 3.69
+    assert "Stage 'train' didn't change" in project.run("dvc", "repro")
+
+    with (project.root / "data/raw/sentences.txt").open("a") as file:
+        file.write("\nOmega is written Ω or ω.\n")
+    out = project.run("dvc", "repro", code=255)
+    message = "train.init_from: pretrained/tales.safetensors: it does not know these characters of the text: 'Ω', 'ω'"
+    assert message in out
+    project.edit("params.yaml", "d_ff: 64", "d_ff: 128")
+    out = project.run(sys.executable, "-m", "pipeline.train", code=1)
+    assert "pretrained/tales.safetensors: its d_ff is 64, but model.d_ff is 128; make them equal" in out
+    (project.root / "pretrained/tales.safetensors").unlink()
+    out = project.run(sys.executable, "-m", "pipeline.train", code=1)
+    assert "train.init_from: pretrained/tales.safetensors: no such model" in out
+    assert "Traceback" not in out

@@ -102,9 +102,9 @@ def check_whole(uri: str, run) -> None:
     assert "model_md5" in run.data.tags
     assert not [tag for tag in run.data.tags if tag.startswith("unsent")]
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")] == STEPS
-    figures = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
-    assert {"figures/loss.png", "figures/attention.png"} <= figures
     assert {"samples.json", "model_card.md"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    reports = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
+    assert {"reports/training.csv", "reports/validation.csv"} <= reports
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "tales.txt"
 
@@ -155,6 +155,8 @@ def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
     (run,) = runs(gate.target, 6)
     check_whole(gate.target, run)
     assert {"evaluation/loss", "export/bytes"} <= run.data.metrics.keys()
+    figures = {file.path for file in MlflowClient(gate.target).list_artifacts(run.info.run_id, "figures")}
+    assert {"figures/loss.png", "figures/attention.png", "figures/mistakes.png"} <= figures
     out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=gate.url)
     assert "is the champion" in out
 
