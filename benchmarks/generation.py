@@ -7,7 +7,7 @@ S is 128 wide with 4 layers, the default model; M is 384 wide with 6. All write 
 prompt of 16, sampled at temperature 0.8 from the 50 likeliest. The others get random weights, which
 cost the same, of GPT-2, or for ONNX Runtime GenAI of a Llama with as many of them; what guesses save
 depends on the text, so that is measured on trained models (--trained).
-Ratios are of the medians of the rounds.
+Each ratio is the median of those of the rounds, in which all write in turn.
 """
 
 import argparse
@@ -182,8 +182,8 @@ def ctranslate2_ways(model, folder: Path, threads: int) -> dict[str, Way]:
     return ways
 
 
-def compare(ways: dict[str, Way], batch: int, rounds: int) -> dict[str, float]:
-    """Seconds of each way: the median over rounds in which all run in turn, after one to warm up."""
+def compare(ways: dict[str, Way], batch: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each of the rounds, in which all run in turn, after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -191,14 +191,15 @@ def compare(ways: dict[str, Way], batch: int, rounds: int) -> dict[str, float]:
             way(batch)
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return seconds
 
 
-def report(size: str, batch: int, seconds: dict[str, float]) -> None:
+def report(size: str, batch: int, seconds: dict[str, list[float]]) -> None:
     base = seconds["CTranslate2 float32"]
     print(f"\n{size}, {batch} text{'s' * (batch > 1)} at once")
-    for name, time_taken in seconds.items():
-        print(f"  {name:44} {batch * LENGTH / time_taken:9.0f} tokens/s   x{base / time_taken:.2f}")
+    for name, times in seconds.items():
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(base, times, strict=True))
+        print(f"  {name:44} {batch * LENGTH / statistics.median(times):9.0f} tokens/s   x{ratio:.2f}")
 
 
 def start_up(rounds: int) -> None:
