@@ -23,10 +23,10 @@ repro: setup $(RECIPE:%=recipes/%) ## run the pipeline: text in, model out; RECI
 	python -m pipeline.summary
 
 test: setup ## run the tests
-	python -m pytest --numprocesses auto --dist loadfile
+	python -m pytest --numprocesses auto --dist worksteal
 
 test-full: setup ## run the tests, the costly ones at full count
-	python -m pytest --numprocesses auto --dist loadfile --full
+	python -m pytest --numprocesses auto --dist worksteal --full
 
 lint: setup ## check style and types
 	ruff check . && ruff format --check . && mypy
