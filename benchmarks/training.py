@@ -235,7 +235,7 @@ def product_speed(n: int, dtype: torch.dtype) -> float:
 def train_for_minutes(data, args) -> None:
     """The loss by the clock: what a laptop's ten minutes give. Evaluated at the model's own context."""
     torch.set_num_threads(args.threads)
-    sizes = {"d_model": 256, "num_heads": 8, "num_layers": 3, "d_ff": 1024, "max_seq_len": 128, "dropout": 0.1}
+    sizes = {"d_model": 256, "num_heads": 8, "num_layers": 3, "d_ff": 1024, "max_seq_len": 128}
     model_config, config = recipe("fast", **sizes, batch_size=16, eval_interval=args.long // 10, **schedule(args.long))
     torch.manual_seed(config.seed)
     model = MiniGPT(data[2], **model_config.model_dump())

@@ -132,6 +132,8 @@ def _lines() -> Iterator[str]:
             line = input(prompt)
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input: not UTF-8 text ({error.reason}); convert it first") from None
         if line.strip() in ("/quit", "/exit"):
             return
         yield line

@@ -78,7 +78,7 @@ def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
     except DamagedFileError as error:
         raise UserError(f"{error}; run `dvc repro` to train it again") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (KeyError, TypeError, RuntimeError):
         raise UserError(f"{path}: not a model of this version of MiniGPT") from None
     return model.eval(), metadata
@@ -118,8 +118,11 @@ class ResumeStore:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._damaged: list[Path] = []
 
     def save(self, step: int, tensors: Tensors, metadata: dict[str, Any]) -> None:
+        for file in self._damaged:  # or they would count as the newest
+            file.unlink(missing_ok=True)
         save(self.folder / f"step-{step:09d}.safetensors", tensors, metadata)
         for old in self._files()[2:]:
             old.unlink()
@@ -131,6 +134,7 @@ class ResumeStore:
                 return load(file)
             except DamagedFileError as error:
                 log.warning("%s; going back to the state before it", error)
+                self._damaged.append(file)
         return None
 
     def clear(self) -> None:

@@ -6,6 +6,7 @@ Li et al., arXiv:2006.15704).
 """
 
 import contextlib
+import datetime
 import os
 import signal
 import sys
@@ -62,7 +63,9 @@ def joined() -> Iterator[Group]:
     if not launched():
         yield Group()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # the first may have to wait for another training; a process that is lost is noticed at once all the same
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     try:
         yield Group()
     except RuntimeError as error:

@@ -29,9 +29,10 @@ def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensor
     ids = torch.tensor([*range(specials), *(specials + old.characters.index(c) for c in new.characters)])
     adapted = {name: tensor[ids] if name in BY_ID else tensor for name, tensor in tensors.items()}
     if BY_PAIR in tensors:
-        buckets = len(tensors[BY_PAIR])
-        first, second = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(ids))).unbind(1)
-        adapted[BY_PAIR] = torch.zeros_like(tensors[BY_PAIR])
-        rows = (ids[first] * old.vocab_size + ids[second]) % buckets
-        adapted[BY_PAIR][(first * new.vocab_size + second) % buckets] = tensors[BY_PAIR][rows]
+        table = tensors[BY_PAIR]
+        adapted[BY_PAIR] = torch.zeros_like(table)
+        second = torch.arange(len(ids))
+        for first in range(len(ids)):
+            rows = (ids[first] * old.vocab_size + ids) % len(table)
+            adapted[BY_PAIR][(first * new.vocab_size + second) % len(table)] = table[rows]
     return adapted

@@ -62,8 +62,8 @@ class Sampling:
             raise UserError(f"top-p: must be above 0 and at most 1, but it is {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min-p: must be from 0 to 1, but it is {self.min_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise UserError(f"repetition-penalty: must be a number above 0, but it is {self.repetition_penalty}")
+        if not 1e-3 <= self.repetition_penalty <= 1e3:
+            raise UserError(f"repetition-penalty: must be from 0.001 to 1000, but it is {self.repetition_penalty}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: must be from 0 to 2^63 - 1, but it is {self.seed}")
 

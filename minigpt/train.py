@@ -84,7 +84,7 @@ class Trainer:
         # what the steps run: the same weights as `model`, which evaluation and sampling use
         parallel_model = self.group.parallel(model)
         self.forward = torch.compile(parallel_model) if config.compile else parallel_model
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=_use_bfloat16(config, self.device))
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=use_bfloat16(config, self.device))
         self.prefetched: dict[int, tuple[list[tuple[Tensor, Tensor]], int]] = {}
         self.saved_at = time.monotonic()
 
@@ -101,7 +101,8 @@ class Trainer:
 
         Raises:
             Interrupted: `should_stop` said so; the state is saved.
-            UserError: the loss explodes, or a gradient is not finite; the model is that of the step before.
+            UserError: the loss explodes, or a gradient is not finite, and the model is that of the step
+                before; or a validation loss is not finite.
         """
         config, progress = self.config, self.progress
         self.model.train()
@@ -143,7 +144,7 @@ class Trainer:
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         # before the update, which would spoil every weight; guessing at random costs log V
         if not (torch.isfinite(gradient_norm) & (loss < 3 * math.log(self.model.head.out_features))):
-            raise self._diverged(f"loss {loss.item():.3g}, gradient norm {gradient_norm.item():.3g}")
+            raise self._diverged(step + 1, f"loss {loss.item():.3g}, gradient norm {gradient_norm.item():.3g}")
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad()
@@ -166,9 +167,8 @@ class Trainer:
         parts = (np.split(array[rows], self.config.accumulation_steps) for array in (input_ids, targets))
         return [to_tensors(piece, self.device) for piece in zip(*parts, strict=True)], int((targets != PAD).sum())
 
-    def _diverged(self, figures: str) -> UserError:
+    def _diverged(self, step: int, figures: str) -> UserError:
         rate = self.optimizers[0].param_groups[0]["lr"]
-        step = self.progress.step + 1
         return UserError(
             f"training diverged at step {step}: {figures}, learning rate {rate:.3g}; lower train.learning_rate"
         )
@@ -192,7 +192,7 @@ class Trainer:
         total, count = self.group.sum(torch.tensor(sum_loss(self.model, batches), dtype=torch.float64)).tolist()
         val_loss = total / count
         if not math.isfinite(val_loss):
-            raise self._diverged(f"validation loss {val_loss:.3g}")
+            raise self._diverged(progress.step, f"validation loss {val_loss:.3g}")
         if val_loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = val_loss, progress.step
             progress.evals_without_gain = 0
@@ -243,8 +243,8 @@ def _total_steps(config: TrainConfig, batches: Batches) -> int:
     return min(limits)
 
 
-def _use_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """By default where the processor has instructions for it: products then take a quarter of the time."""
+def use_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether products run in bfloat16; by default where the processor is made for it, which quarters their time."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
     if device.type == "cuda":

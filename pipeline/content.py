@@ -43,7 +43,8 @@ def log_params(run_id: str, params: dict[str, Any]) -> None:
 
     # 60.0 as 60, which is how dvc.lock may know it
     plain = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in params.items()}
-    client().log_batch(run_id, params=[Param(name, str(value)) for name, value in plain.items()])
+    known = client().get_run(run_id).data.params  # of an interrupted run that goes on: they cannot be changed
+    client().log_batch(run_id, params=[Param(name, str(plain[name])) for name in plain if name not in known])
 
 
 def log_metrics(run_id: str, values: dict[str, float]) -> None:

@@ -37,7 +37,11 @@ def main() -> None:
         with _opened(data) as backend:
             difference = max_logit_difference(TorchBackend(model, tokenizer), backend)
             check_parity(difference, config.tolerance)
-            result: dict[str, Any] = {"max_logit_difference": difference, "bytes": len(data)}
+            result: dict[str, Any] = {
+                "max_logit_difference": difference,
+                "tolerance": config.tolerance,
+                "bytes": len(data),
+            }
             shutil.rmtree(project.INT8_MODEL.parent, ignore_errors=True)
             project.INT8_MODEL.parent.mkdir(parents=True)  # an out, empty where nothing is quantized
             if config.quantize is not None:

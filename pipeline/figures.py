@@ -32,10 +32,10 @@ def learning_rate(training: pd.DataFrame) -> Figure:
 
 
 def mistakes(table: pd.DataFrame) -> Figure:
-    """The commonest wrong guesses, a bar each."""
+    """The commonest wrong guesses, a bar each; a $ is no formula's."""
     figure, axes = _axes("count", "expected → guessed", "Top mistakes")
     table = table.head(20).iloc[::-1]
-    axes.barh(table["mistake"].astype(str), table["count"])
+    axes.barh(table["mistake"].astype(str).str.replace("$", r"\$"), table["count"])
     return figure
 
 

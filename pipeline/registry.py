@@ -1,7 +1,7 @@
 """`make promote`: the exported model becomes the champion of MLflow's registry, if it is the better one.
 
 python -m pipeline.registry           the model that lies here
-python -m pipeline.registry faster    that of DVC's experiment "faster", or of a run by its id
+python -m pipeline.registry faster    that of DVC's experiment "faster", or of a Git revision
 """
 
 import logging
@@ -73,7 +73,7 @@ def _check_complete(run: Any) -> None:
     difference = run.data.metrics.get("export/max_logit_difference")
     if missing or difference is None or LOSS not in run.data.metrics:
         raise UserError(f"not promoted: run {run.info.run_name!r} is not evaluated and exported; run `dvc repro`")
-    if difference > float(run.data.params["export.tolerance"]):
+    if difference > run.data.metrics["export/tolerance"]:
         raise UserError(
             f"not promoted: its logits differ from PyTorch's by {difference:.1e}, more than export.tolerance"
         )

@@ -17,9 +17,11 @@ from minigpt.config import Params
 from minigpt.dataset import Tokens
 from minigpt.distributed import Group
 from minigpt.files import atomic_write
+from minigpt.train import use_bfloat16
 from pipeline import project
 
 log = logging.getLogger(__name__)
+HARMLESS = {"checkpoint_interval", "checkpoint_seconds"}  # parameters that change no result
 
 
 @contextlib.contextmanager
@@ -48,12 +50,13 @@ def _facts(params: Params, tokens: Tokens, device: torch.device, group: Group) -
     init_from = Path(params.train.init_from or "")
     return {
         **{f"model.{key}": value for key, value in params.model.model_dump().items()},
-        **{f"train.{key}": value for key, value in params.train.model_dump().items()},
+        **{f"train.{key}": value for key, value in params.train.model_dump(exclude=HARMLESS).items()},
         "pretrained model": project.file_digest(init_from, "sha256") if init_from.is_file() else None,
         "data": tokens.sha256(),
         "code": project.code_sha256("train"),
         "libraries": f"torch {torch.__version__}, numpy {np.__version__}",
         "processor": torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": use_bfloat16(params.train, device),
         "threads": torch.get_num_threads(),
         "processes": group.size,
     }
@@ -75,9 +78,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _tell_what_differs(folder: Path, facts: dict[str, Any]) -> None:
-    """Where a training was interrupted, but another one, say why it is not gone on with."""
-    notes = [note for note in folder.glob("*/facts.json") if any(note.parent.glob("step-*"))]
-    if notes:
-        latest = json.loads(max(notes, key=lambda note: note.stat().st_mtime).read_text())
-        differing = [name for name in facts if facts[name] != latest.get(name)]
-        log.info("starting afresh: the interrupted training differs in %s", ", ".join(differing))
+    """Where another training lies unfinished, say why it is not gone on with."""
+    with contextlib.suppress(FileNotFoundError):  # another process may be finishing it
+        notes = [note for note in folder.glob("*/facts.json") if any(note.parent.glob("step-*"))]
+        if notes:
+            latest = json.loads(max(notes, key=lambda note: note.stat().st_mtime).read_text())
+            differing = [name for name in facts if facts[name] != latest.get(name)]
+            log.info("starting afresh: the unfinished training differs in %s", ", ".join(differing))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from minigpt.backends.onnx import OnnxBackend
+from minigpt.checkpoint import load
 from pipeline import content, lineage, project, store
 from pipeline.history import Snapshot, committed
 from pipeline.store import client, mlflow
@@ -86,9 +88,15 @@ def _complete_present() -> None:
         data = client().get_run(run_id).data
         if not {"evaluation/loss", "export/bytes"} <= data.metrics.keys():
             content.restore_reports(run_id, Snapshot(), project.file_digest(project.MODEL, "md5"))
-        if project.ONNX_MODEL.exists() and "onnx_model" not in data.tags:
+        if "onnx_model" not in data.tags and _exported():
             content.log_onnx_model(run_id, project.ONNX_MODEL)
         content.write_card(run_id)
+
+
+def _exported() -> bool:
+    """Whether the exported file that lies here is of the model that lies here."""
+    file = project.ONNX_MODEL
+    return file.exists() and OnnxBackend(file).metadata == load(project.MODEL)[1]
 
 
 def _restore(snapshot: Snapshot) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def main() -> None:
         distributed.launch("pipeline.train", params.train.processes)
         return
     with distributed.joined() as group:
+        if group.rank > 0:
+            logging.disable()  # the first process says it all
         _main(params, group)
 
 
@@ -50,7 +53,7 @@ def _main(params: Params, group: Group) -> None:
             _train(trainer, params, tokenizer, tokens, states.folder, signals)
         else:
             with contextlib.suppress(Interrupted):
-                trainer.run(should_stop=lambda: bool(signals))
+                _run(trainer, signals)
 
 
 def _device(name: str) -> torch.device:
@@ -88,8 +91,8 @@ def _start_from(path: Path, model: MiniGPT, config: ModelConfig, tokenizer: Toke
     try:
         trained, metadata = load_model(path)
         for key, value in config.model_dump(exclude={"dropout", "max_seq_len"}).items():
-            if metadata["config"][key] != value:
-                raise UserError(f"its {key} is {metadata['config'][key]}, but model.{key} is {value}; make them equal")
+            if (its := metadata["config"].get(key)) != value:
+                raise UserError(f"its {key} is {its}, but model.{key} is {value}; make them equal")
         old = tokenizer_from_dict(metadata["tokenizer"])
         model.load_state_dict(adapt_vocabulary(trained.state_dict(), old, tokenizer))
     except UserError as error:
@@ -118,19 +121,26 @@ def _train(
                 run.sample(trainer.model, tokenizer, row)
 
         try:
-            trainer.run(report, should_stop=lambda: bool(signals))
+            _run(trainer, signals, report)
         except Interrupted:
             log.warning("stopped at step %d; `dvc repro` goes on from here", trainer.progress.step)
             # not 0, or DVC would take the outs for finished; another process of the group may have had the signal
             sys.exit(128 + (signals or [signal.SIGTERM])[0])
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = str(error).splitlines()[0]
-            raise UserError(f"train.compile: PyTorch cannot compile here ({reason}); set it to false") from None
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
         run.finish(project.MODEL, held_out)
+
+
+def _run(trainer: Trainer, signals: list[int], report: Callable[[Row], None] = lambda row: None) -> None:
+    try:
+        trainer.run(report, should_stop=lambda: bool(signals))
+    except torch.OutOfMemoryError:
+        raise UserError("train.batch_size: memory is full; lower it, or raise train.accumulation_steps") from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"train.compile: PyTorch cannot compile here ({reason}); set it to false") from None
 
 
 def _catch_signals() -> list[int]:

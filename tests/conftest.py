@@ -31,6 +31,8 @@ from minigpt.train import Trainer
 ROOT = Path(__file__).parent.parent
 SENTENCES = ROOT / "data/raw/sentences.txt"
 
+# what was started in the background ignores Ctrl-C, and so would all that it starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

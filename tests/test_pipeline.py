@@ -200,9 +200,7 @@ def test_dvc_s_own_views(tried, tmp_path):
     assert "loss" in project.run("dvc", "metrics", "diff")
     table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
     assert {"faster", "apart"} <= set(table["Experiment"])
-    assert {"train.learning_rate", "reports/evaluation.json:loss"} <= set(table.columns) | {
-        "reports/evaluation.json:loss"
-    }
+    assert {"train.learning_rate", "val/loss", "accuracy"} <= set(table.columns)
     project.run("dvc", "plots", "diff")
     page = (project.root / "dvc_plots/index.html").read_text()
     assert "vegaEmbed(" in page
