@@ -69,7 +69,9 @@ def made_by(name: str) -> Snapshot:
     Raises:
         UserError: there is neither.
     """
-    for reference in (*git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").splitlines(), name):
+    # under several baselines a name may stand for several experiments: the latest is meant
+    experiments = git("for-each-ref", "--sort=-committerdate", "--format=%(refname)", f"refs/exps/*/*/{name}")
+    for reference in (*experiments.splitlines(), name):
         if commit := git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{reference}^{{commit}}"):
             return Snapshot(commit)
     raise UserError(f"{name}: no experiment of DVC's and no Git revision")

@@ -28,14 +28,17 @@ def model_card(
 ) -> str:
     """The card of a run; a figure that was not measured is not in it. `samples` is the report of that name."""
     figures = "\n".join(f"| {text} | {metrics[name]:.6g} |" for name, text in FIGURES.items() if name in metrics)
-    settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(params.items()))
+    settings = "\n".join("| {} | {} |".format(name, params[name].replace("|", r"\|")) for name in sorted(params))
     split = "the training split, as nothing is held out" if tags.get("held_out") == "false" else "the validation split"
     data = params.get("data.path", "?")
-    licence = "CC0" if data in OWN_TEXTS else "that of its source; see there before you share the model"
+    base = params.get("train.init_from", "None")
+    origin = "Trained from scratch" if base == "None" else f"Fine-tuned from `{base}`"
+    own = data in OWN_TEXTS and base == "None"
+    licence = "CC0" if own else "that of its source, and of the model it started from, if any; see there first"
     return f"""# MiniGPT
 
 A decoder-only transformer that continues a text token by token.
-Trained from scratch on `{data}`{"".join(f", {name}" for name in datasets)}.
+{origin} on `{data}`{"".join(f", {name}" for name in datasets)}.
 
 Licence: of the code Apache-2.0, of the text {licence}.
 
@@ -60,7 +63,7 @@ The model file has the SHA-256 `{tags.get("model_sha256", "?")}`.
 
 ## Limits
 
-It has seen one small corpus: it writes in that corpus's manner, knows no facts, follows no instructions, and makes up
+It writes in the manner of what it was trained on, knows no facts, follows no instructions, and makes up
 what it says.
 """
 
