@@ -27,7 +27,13 @@ def work() -> None:
     with distributed.joined() as group:
         ids = np.random.default_rng(0).integers(4, 69, 100_000)
         sizes = ("packed", 16, params.model.max_seq_len)
-        changes = {"max_steps": STEPS, "batch_size": 16, "eval_interval": 10**9, "log_interval": 10**9}
+        changes = {
+            "max_steps": STEPS,
+            "warmup_steps": 0,
+            "batch_size": 16,
+            "eval_interval": 10**9,
+            "log_interval": 10**9,
+        }
         config = params.train.model_copy(update=changes)
         model = MiniGPT(69, **params.model.model_dump())
         trainer = Trainer(model, Batches(ids, *sizes), Batches(ids[:500], *sizes), config, group=group)
