@@ -7,6 +7,7 @@ import numpy as np
 from minigpt.backends import Backend
 from minigpt.dataset import Batch
 from minigpt.errors import UserError
+from minigpt.logits import log_probabilities
 from minigpt.tokenizer import PAD
 
 
@@ -42,9 +43,7 @@ def validation_loss(backend: Backend, batches: Iterable[Batch]) -> float:
     for input_ids, targets in batches:
         for ids, wanted in zip(input_ids, targets, strict=True):
             real = wanted != PAD
-            logits = memory.read(0, ids, 0)[real].astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            total += float((np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), wanted[real]]).sum())
+            total -= float(log_probabilities(memory.read(0, ids, 0)[real], wanted[real]).sum())
             count += int(real.sum())
     return total / count
 

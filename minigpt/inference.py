@@ -7,7 +7,8 @@ import numpy as np
 
 from minigpt.backends import Backend, Memory
 from minigpt.errors import UserError
-from minigpt.sampling import Noise, Sampling, log_probability, next_token
+from minigpt.logits import log_probabilities
+from minigpt.sampling import Noise, Sampling, next_token
 from minigpt.tokenizer import EOS, PAD, Tokenizer
 
 PAYS = 0.2  # what a guess costs, as a share of a run of the model: if fewer are right, none are made
@@ -91,7 +92,7 @@ class Text:
         """Append `token`, chosen by `logits` (V,); returns what is now certain to be in the text."""
         self.ids.append(token)
         if self.logprobs is not None:
-            self.logprobs.append(log_probability(logits, token))
+            self.logprobs.append(float(log_probabilities(logits[None], np.array([token]))[0]))
         self._held += self._decoder.feed(token)
         if token == EOS or not self.left:
             self.stopped = "eos" if token == EOS else "length"

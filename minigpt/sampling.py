@@ -137,9 +137,3 @@ def _kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
         if weights[better].sum() >= sampling.top_p * top.sum():
             return False
     return bool(weights[token] >= sampling.min_p)
-
-
-def log_probability(logits: np.ndarray, token: int) -> float:
-    """Of `token`, in nats, as the model itself has it: logits (V,), before anything that `Sampling` does."""
-    logits = logits.astype(np.float64) - logits.max()
-    return float(logits[token] - np.log(np.exp(logits).sum()))

@@ -8,6 +8,7 @@ import numpy as np
 
 from minigpt.backends import Backend
 from minigpt.inference import window_start
+from minigpt.logits import log_probabilities
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,6 @@ def token_losses(backend: Backend, ids: np.ndarray) -> np.ndarray:
     memory, losses = backend.memory(1), []
     for start in np.unique(starts):
         predicted = positions[starts == start]
-        logits = memory.read(0, ids[start : predicted[-1]], 0)[predicted[0] - 1 - start :].astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        chosen = logits[np.arange(len(predicted)), ids[predicted]]
-        losses.append(np.log(np.exp(logits).sum(axis=1)) - chosen)
+        logits = memory.read(0, ids[start : predicted[-1]], 0)[predicted[0] - 1 - start :]
+        losses.append(-log_probabilities(logits, ids[predicted]))
     return np.concatenate(losses)

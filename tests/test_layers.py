@@ -23,7 +23,7 @@ FILES = sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT 
 
 # the layers of minigpt, from the bottom; a module imports only from layers below its own
 LAYERS = [
-    {"errors", "parallel", "terminal", "text"},
+    {"errors", "logits", "parallel", "terminal", "text"},
     {"config", "files", "tokenizer"},
     {"corpus", "dataset", "draft", "model", "sampling"},
     {"backends", "checkpoint", "distributed", "encoding", "loss", "optim"},

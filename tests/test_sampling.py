@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minigpt.errors import UserError
-from minigpt.sampling import NEVER_SAMPLED, Noise, Sampling, gumbel_noise, log_probability, next_token
+from minigpt.logits import log_probabilities
+from minigpt.sampling import NEVER_SAMPLED, Noise, Sampling, gumbel_noise, next_token
 from minigpt.tokenizer import EOS
 
 SAMPLINGS = st.builds(
@@ -86,7 +87,8 @@ def test_a_tiny_temperature_is_greedy_and_nothing_overflows():
 
 def test_log_probability_is_the_model_s_own():
     values = np.log(np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)) + 100
-    assert [round(math.exp(log_probability(values, token)), 4) for token in range(4)] == [0.1, 0.2, 0.3, 0.4]
+    logprobs = log_probabilities(np.tile(values, (4, 1)), np.arange(4))
+    assert [round(math.exp(logprob), 4) for logprob in logprobs] == [0.1, 0.2, 0.3, 0.4]
 
 
 @pytest.mark.parametrize(
