@@ -15,6 +15,14 @@ if not all(map(importlib.util.find_spec, ("filelock", "pandas", "pydantic", "rua
 
 from minigpt.errors import UserError
 
+# what is wrong with a file that no stage can mend
+HINTS = {
+    errno.ENOSPC: "the disk is full; make room and try again",
+    errno.EACCES: "permission denied; let this user read and write it, and try again",
+    errno.EROFS: "cannot be written, the disk is read-only; put the project elsewhere",
+    errno.ENOTDIR: "a file is where a folder should be; move it away and try again",
+}
+
 
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage: log to stderr; a mistake of the user's is one line and exit code 1.
@@ -30,8 +38,8 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in HINTS:
             raise
-        sys.exit(f"{error.filename or Path.cwd()}: the disk is full; make room and try again")
+        sys.exit(f"{error.filename or Path.cwd()}: {HINTS[error.errno]}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
