@@ -30,8 +30,10 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            sys.exit(f"{error.filename or Path.cwd()}: the disk is full; make room and try again")
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             raise
-        sys.exit(f"{error.filename or Path.cwd()}: the disk is full; make room and try again")
+        sys.exit(f"{error.filename}: cannot be used ({error.strerror}); mend that and try again")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
