@@ -15,14 +15,6 @@ if not all(map(importlib.util.find_spec, ("filelock", "pandas", "pydantic", "rua
 
 from minigpt.errors import UserError
 
-# what is wrong with a file that no stage can mend
-HINTS = {
-    errno.ENOSPC: "the disk is full; make room and try again",
-    errno.EACCES: "permission denied; let this user read and write it, and try again",
-    errno.EROFS: "cannot be written, the disk is read-only; put the project elsewhere",
-    errno.ENOTDIR: "a file is where a folder should be; move it away and try again",
-}
-
 
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage: log to stderr; a mistake of the user's is one line and exit code 1.
@@ -38,8 +30,10 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(str(error))
     except OSError as error:
-        if error.errno not in HINTS:
+        if error.errno == errno.ENOSPC:
+            sys.exit(f"{error.filename or Path.cwd()}: the disk is full; make room and try again")
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             raise
-        sys.exit(f"{error.filename or Path.cwd()}: {HINTS[error.errno]}")
+        sys.exit(f"{error.filename}: cannot be used ({error.strerror}); mend that and try again")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +24,11 @@ from pipeline.history import Snapshot
 from pipeline.model_card import model_card
 from pipeline.store import client, mlflow
 
+log = logging.getLogger(__name__)
 CURVES = {"train/loss": project.REPORTS / "training.csv", "val/loss": project.REPORTS / "validation.csv"}
 PREFIXES = {"evaluate": "evaluation", "export": "export"}  # of the metrics of a stage
 SAMPLES = "samples.json"
+DESCRIPTION = "mlflow.note.content"  # the tag that a run's page shows as text
 
 
 def find(md5: str) -> Any:
@@ -39,12 +43,19 @@ def identity(model: Path, held_out: bool) -> dict[str, str]:
 
 
 def log_params(run_id: str, params: dict[str, Any]) -> None:
+    """Log what the model is made with. What evaluate and export read may change later, as no parameter of MLflow's
+    can, and so becomes tags (`log_reports`)."""
     from mlflow.entities import Param
 
-    # 60.0 as 60, which is how dvc.lock may know it
+    known = client().get_run(run_id).data.params  # of an interrupted run that goes on
+    new = _texts({name: value for name, value in lineage.of_model(params).items() if name not in known})
+    client().log_batch(run_id, params=[Param(name, text) for name, text in new.items()])
+
+
+def _texts(params: dict[str, Any]) -> dict[str, str]:
+    """60.0 as 60, which is how dvc.lock may know it."""
     plain = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in params.items()}
-    known = client().get_run(run_id).data.params  # of an interrupted run that goes on: they cannot be changed
-    client().log_batch(run_id, params=[Param(name, str(plain[name])) for name in plain if name not in known])
+    return {name: str(value) for name, value in plain.items()}
 
 
 def log_metrics(run_id: str, values: dict[str, float]) -> None:
@@ -101,15 +112,18 @@ def logged_samples(run_id: str) -> dict[int, str]:
     return dict(json.loads(_logged_text(run_id, SAMPLES) or '{"data": []}')["data"])
 
 
-def log_reports(run_id: str, stage: str, values: dict[str, Any], reports: dict[Path, str]) -> None:
-    """Log the numbers and the files of evaluate or export."""
+def log_reports(
+    run_id: str, stage: str, params: dict[str, Any], values: dict[str, Any], reports: dict[Path, str]
+) -> None:
+    """Log the numbers and the files of evaluate or export, and which of the flat `params` it used."""
+    log_tags(run_id, _texts({name: value for name, value in params.items() if name.startswith(f"{stage}.")}))
     log_metrics(run_id, {f"{PREFIXES[stage]}/{name}": value for name, value in _numbers(values).items()})
     log_tags(run_id, {name: value for name, value in values.items() if isinstance(value, str)})
     log_texts(run_id, reports)
     if project.MISTAKES in reports:
         from pipeline import figures
 
-        client().log_figure(run_id, figures.mistakes(_table(reports[project.MISTAKES])), "figures/mistakes.png")
+        _log_figure(run_id, "mistakes", lambda: figures.mistakes(_table(reports[project.MISTAKES])))
     if stage == "evaluate":
         log_curves(run_id)  # once more, now with the baselines
 
@@ -129,28 +143,39 @@ def log_curves(run_id: str) -> None:
         if (history := client().get_metric_history(run_id, name))
     }
     if "learning_rate" in curves:
-        figure = figures.learning_rate(curves.pop("learning_rate"))
-        client().log_figure(run_id, figure, "figures/learning_rate.png")
+        schedule = curves.pop("learning_rate")
+        _log_figure(run_id, "learning_rate", lambda: figures.learning_rate(schedule))
     baseline = "evaluation/baseline_loss/"
     metrics = client().get_run(run_id).data.metrics
     baselines = {name.removeprefix(baseline): metrics[name] for name in metrics if name.startswith(baseline)}
-    client().log_figure(run_id, figures.loss(curves, baselines), "figures/loss.png")
+    _log_figure(run_id, "loss", lambda: figures.loss(curves, baselines))
 
 
 def log_model_figures(run_id: str, path: Path) -> None:
     from pipeline import figures
 
     model, metadata = load_model(path)
-    attention = figures.attention(model, tokenizer_from_dict(metadata["tokenizer"]))
-    if model.positional_encoding is not None:
-        encoding = figures.positional_encoding(model.positional_encoding)
-        client().log_figure(run_id, encoding, "figures/positional_encoding.png")
-    client().log_figure(run_id, attention, "figures/attention.png")
+    tokenizer = tokenizer_from_dict(metadata["tokenizer"])
+    _log_figure(run_id, "attention", lambda: figures.attention(model, tokenizer))
+    if (encoding := model.positional_encoding) is not None:
+        _log_figure(run_id, "positional_encoding", lambda: figures.positional_encoding(encoding))
+
+
+def _log_figure(run_id: str, name: str, draw: Callable[[], Any]) -> None:
+    """One that cannot be drawn costs a warning, and not what is told after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.png"
+        try:
+            draw().savefig(file)
+        except Exception as error:
+            log.warning("%s: not drawn (%s)", file.name, store.reason(error))
+        else:
+            client().log_artifact(run_id, str(file), "figures")
 
 
 def log_onnx_model(run_id: str, path: Path) -> None:
-    """Log the exported file, untouched, as a model that takes text and gives text; `run_id` is the active run."""
-    from mlflow.models import ModelSignature
+    """Log the exported file, untouched, as a model that takes text and gives text."""
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     from minigpt.backends.onnx import OnnxBackend
@@ -162,7 +187,11 @@ def log_onnx_model(run_id: str, path: Path) -> None:
     packages = ["numpy", "onnxruntime", "pandas"]
     if OnnxBackend(path).tokenizer.kind == "bpe":
         packages.append("tokenizers")
-    model = mlflow().pyfunc.log_model(
+    # as mlflow.pyfunc.log_model, which takes the active run only, and opens a run that is ended again
+    model = Model.log(
+        None,
+        mlflow().pyfunc,
+        run_id=run_id,
         name="model",
         python_model=str(Path(__file__).with_name("text_model.py")),
         artifacts={"onnx": str(path)},
@@ -184,9 +213,10 @@ def describe(run_id: str) -> str:
     run = client().get_run(run_id)
     datasets = [f"{item.dataset.name} (digest {item.dataset.digest})" for item in run.inputs.dataset_inputs]
     samples = _logged_text(run_id, "reports/samples.md")
-    card = model_card(run.data.params, run.data.metrics, run.data.tags, datasets, samples)
+    later = {name: text for name, text in run.data.tags.items() if name.startswith(lineage.LATER)}
+    card = model_card({**run.data.params, **later}, run.data.metrics, run.data.tags, datasets, samples)
     client().log_text(run_id, card, "model_card.md")
-    client().set_tag(run_id, "mlflow.note.content", card)  # the description that the run's page shows
+    client().set_tag(run_id, DESCRIPTION, card)  # MLflow itself cuts a very long one
     return card
 
 
@@ -202,8 +232,9 @@ def carry_over(run_id: str, model: Path) -> None:
     found = earlier.data.metrics
     prefixes = tuple(f"{prefix}/" for prefix in PREFIXES.values())
     log_metrics(run_id, {name: found[name] for name in found if name.startswith(prefixes)})
-    links = {name: earlier.data.tags[name] for name in ("onnx_model", "validation_tokens") if name in earlier.data.tags}
-    log_tags(run_id, {**links, "evaluated_in_run": earlier.info.run_id})
+    tags = earlier.data.tags
+    kept = {name: tags[name] for name in tags if name.startswith(("onnx_model", "validation_tokens", *lineage.LATER))}
+    log_tags(run_id, {**kept, "evaluated_in_run": earlier.info.run_id})
     with tempfile.TemporaryDirectory() as folder:
         for kind in {"reports", "figures"} & {file.path for file in client().list_artifacts(earlier.info.run_id)}:
             client().log_artifacts(run_id, client().download_artifacts(earlier.info.run_id, kind, folder), kind)
@@ -252,7 +283,7 @@ def restore_reports(run_id: str, snapshot: Snapshot, md5: str) -> bool:
         reports = snapshot.reports(stage, md5)
         summary = next((text for file, text in reports.items() if file.suffix == ".json"), None)
         if summary is not None:
-            log_reports(run_id, stage, json.loads(summary), reports)
+            log_reports(run_id, stage, snapshot.params, json.loads(summary), reports)
             known = True
     return known
 

@@ -41,8 +41,10 @@ def main() -> None:
                 "bytes": len(data),
             }
             shutil.rmtree(project.INT8_MODEL.parent, ignore_errors=True)
-            project.INT8_MODEL.parent.mkdir(parents=True)  # an out, empty where nothing is quantized
-            if config.quantize is not None:
+            project.INT8_MODEL.parent.mkdir(parents=True)
+            if config.quantize is None:  # the folder is an out, and DVC does not like empty ones
+                (project.INT8_MODEL.parent / "none").write_text("export.quantize is null\n")
+            else:
                 result["int8"] = _quantize(config, model, metadata, backend, tokens)
         atomic_write(project.ONNX_MODEL, data)
         project.REPORTS.mkdir(exist_ok=True)

@@ -62,6 +62,18 @@ class Snapshot:
             return {}
         return {path: content.decode() for path, content in files.items()}
 
+    def onnx_model(self, model_md5: str) -> bytes:
+        """The exported file, from DVC's cache or remote; empty where neither has it, or it is of another model."""
+        import dvc.api
+        from dvc.exceptions import DvcException
+
+        if self._md5s("export").get(project.MODEL) != model_md5:
+            return b""
+        try:
+            return dvc.api.read(project.ONNX_MODEL.as_posix(), rev=self.revision, mode="rb")
+        except (DvcException, OSError):
+            return b""
+
 
 def made_by(name: str) -> Snapshot:
     """What DVC's experiment of that name made, or what a Git revision holds.

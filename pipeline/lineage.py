@@ -19,6 +19,7 @@ from torch import nn
 from minigpt.model import MiniGPT
 
 LIBRARIES = ("torch", "numpy", "onnxruntime", "mlflow", "dvc")
+LATER = ("evaluate.", "export.")  # parameters of the stages that only read the model
 
 
 def git(*command: str) -> str:
@@ -66,17 +67,22 @@ def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
     return pd.json_normalize(dict(values), sep=separator).iloc[0].to_dict()
 
 
-def run_name(params: Mapping[str, Any], revision: str) -> str:
-    """How the flat `params` differ from params.yaml at a Git revision: "num_layers=6 learning_rate=0.001".
+def of_model(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the flat `params` that make another model."""
+    return {name: value for name, value in params.items() if not name.startswith(LATER)}
 
-    Only what makes another model counts; "defaults" where nothing of it differs.
+
+def run_name(params: Mapping[str, Any], revision: str) -> str:
+    """How the model's flat `params` differ from params.yaml at a Git revision: "num_layers=6 learning_rate=0.001".
+
+    "defaults" where nothing differs.
     """
     text = git("show", f"{revision}:./params.yaml")
     committed = flatten(YAML(typ="safe", pure=True).load(text)) if text else {}
     changed = [
         f"{name.split('.', 1)[1]}={value:g}" if isinstance(value, float) else f"{name.split('.', 1)[1]}={value}"
-        for name, value in params.items()
-        if not name.startswith(("evaluate.", "export.")) and committed.get(name, value) != value
+        for name, value in of_model(params).items()
+        if committed.get(name, value) != value
     ]
     return " ".join(changed)[:250] or "defaults"  # MLflow takes 250 characters
 
@@ -117,5 +123,5 @@ def flops_per_token(model: MiniGPT) -> float:
     appendix B).
     """
     looked_up = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
-    multiplied = sum(parameter.numel() for parameter in model.parameters()) - looked_up
+    multiplied = model.num_parameters - looked_up
     return 6 * multiplied + 12 * len(model.blocks) * model.head.in_features * model.max_seq_len

@@ -39,6 +39,7 @@ def model_card(
 
 A decoder-only transformer that continues a text token by token.
 {origin} on `{data}`{"".join(f", {name}" for name in datasets)}.
+The model file has the SHA-256 `{tags.get("model_sha256", "?")}`.
 
 Licence: of the code Apache-2.0, of the text {licence}.
 
@@ -47,8 +48,6 @@ Licence: of the code Apache-2.0, of the text {licence}.
 | figure | value |
 |---|---|
 {figures}
-
-{samples.replace("## ", "### ").replace("# Samples", "## Samples", 1).strip()}
 
 ## Parameters
 
@@ -59,13 +58,13 @@ Licence: of the code Apache-2.0, of the text {licence}.
 ## Reproduce
 
 {_reproduce(tags)}
-The model file has the SHA-256 `{tags.get("model_sha256", "?")}`.
 
 ## Limits
 
 It writes in the manner of what it was trained on, knows no facts, follows no instructions, and makes up
 what it says.
-"""
+
+{samples}"""
 
 
 def _reproduce(tags: Mapping[str, str]) -> str:

@@ -4,8 +4,7 @@ python -m pipeline.registry           the model that lies here
 python -m pipeline.registry faster    that of DVC's experiment "faster", or of a Git revision
 """
 
-import logging
-import sys
+import argparse
 from typing import Any
 
 from minigpt.errors import UserError
@@ -13,15 +12,17 @@ from pipeline import content, project, run_stage, store
 from pipeline.history import made_by
 from pipeline.store import client, mlflow
 
-log = logging.getLogger(__name__)
 NAME = "minigpt"
 ALIAS = "champion"
 LOSS = "evaluation/loss"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.registry", description="Promote a model to champion.")
+    parser.add_argument("which", nargs="?", default="", help="an experiment of DVC's or a Git revision")
+    which = parser.parse_args().which
     try:
-        print(promote(*sys.argv[1:]))
+        print(promote(which))
     except UserError:
         raise
     except Exception as error:  # whatever is wrong with the store
@@ -35,7 +36,7 @@ def promote(which: str = "") -> str:
         UserError: there is no such model, it was not evaluated and exported, or the champion is as good.
     """
     run = _find(which)
-    _check_complete(run)
+    _check_complete(run, which)
     champion = _champion()
     loss = run.data.metrics[LOSS]
     before = ""
@@ -49,8 +50,8 @@ def promote(which: str = "") -> str:
             raise UserError(f"not promoted: validation loss {loss:.4f}, the {ALIAS}'s is {best.data.metrics[LOSS]:.4f}")
         before = f", before {best.data.metrics[LOSS]:.4f}"
     version = mlflow().register_model(run.data.tags["onnx_model"], NAME, tags={"model_md5": run.data.tags["model_md5"]})
-    client().update_model_version(NAME, version.version, run.data.tags["mlflow.note.content"])
     client().set_registered_model_alias(NAME, ALIAS, version.version)
+    client().update_model_version(NAME, version.version, run.data.tags[content.DESCRIPTION][:5000])  # no more fits
     return f"{NAME} version {version.version} is the {ALIAS}: validation loss {loss:.4f}{before}"
 
 
@@ -58,6 +59,8 @@ def _find(which: str) -> Any:
     """The run of the model that lies here, or that an experiment or a commit made."""
     if which:
         md5 = made_by(which).model_md5
+        if not md5:
+            raise UserError(f"{which}: its dvc.lock knows of no trained model")
     elif project.MODEL.exists():
         md5 = project.file_digest(project.MODEL, "md5")
     else:
@@ -68,11 +71,15 @@ def _find(which: str) -> Any:
     return run
 
 
-def _check_complete(run: Any) -> None:
+def _check_complete(run: Any, which: str) -> None:
     missing = {"model_md5", "validation_tokens", "onnx_model"} - run.data.tags.keys()
     difference = run.data.metrics.get("export/max_logit_difference")
     if missing or difference is None or LOSS not in run.data.metrics:
-        raise UserError(f"not promoted: run {run.info.run_name!r} is not evaluated and exported; run `dvc repro`")
+        back = f"`git restore --source={made_by(which).revision[:9]} .`, " if which else ""
+        raise UserError(
+            f"not promoted: run {run.info.run_name!r} lacks its evaluation or its exported model; "
+            f"make them again by {back}`dvc repro` and `make sync`"
+        )
     if difference > run.data.metrics["export/tolerance"]:
         raise UserError(
             f"not promoted: its logits differ from PyTorch's by {difference:.1e}, more than export.tolerance"

@@ -4,10 +4,12 @@
     python -m pipeline.sweep train.learning_rate=3e-4..1e-2 model.num_layers=2,4,6 --trials 20 --name deeper
 
 A range is searched by its logarithm; values with commas are tried as they are. Ctrl-C stops the search, and the
-same command goes on with it: the trials that are finished are kept, and one that was interrupted goes on.
+same command goes on with it: the trials that are finished are kept, and one that was interrupted goes on. Where text,
+code or another parameter has changed since, losses cannot be compared, and the search needs another name.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -15,11 +17,15 @@ import re
 import signal
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import optuna
+from filelock import FileLock, Timeout
 
+from minigpt.config import load_params
 from minigpt.errors import UserError
-from pipeline import project, run_stage
+from pipeline import lineage, project, run_stage
 from pipeline.history import made_by
 
 log = logging.getLogger(__name__)
@@ -38,9 +44,18 @@ def main() -> None:
     if arguments.trials < 1:
         raise UserError(f"--trials: must be 1 or more, but it is {arguments.trials}")
     space = parse_space(arguments.space or SPACE)
-    study = _study(arguments.name, space)
+    folder = project.root() / ".minigpt" / "sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        while (todo := arguments.trials - len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))) > 0:
+        with FileLock(folder / f"{arguments.name}.lock", blocking=False):
+            _search(_study(folder, arguments.name, space), space, arguments.trials)
+    except Timeout:
+        raise UserError(f"--name: another process is at the search {arguments.name!r}; choose another name") from None
+
+
+def _search(study: optuna.Study, space: Space, trials: int) -> None:
+    try:
+        while (todo := trials - len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))) > 0:
             log.info("%d trials to go", todo)
             _run_trial(study, space)
     finally:
@@ -74,25 +89,34 @@ def _range(text: str, low: str, high: str) -> optuna.distributions.BaseDistribut
         raise UserError(f"{text}: a range goes from a positive number to a greater one") from None
 
 
-def _study(name: str, space: Space) -> optuna.Study:
+def _study(folder: Path, name: str, space: Space) -> optuna.Study:
     """The search of that name; one that was interrupted goes on."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    folder = project.root() / ".minigpt"
-    folder.mkdir(exist_ok=True)
-    study = optuna.create_study(
-        study_name=name,
-        storage=f"sqlite:///{folder / 'sweeps.db'}",
-        load_if_exists=True,
-    )
+    study = optuna.create_study(study_name=name, storage=f"sqlite:///{folder / name}.db", load_if_exists=True)
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # not the same guesses again
-    described = {parameter: optuna.distributions.distribution_to_json(values) for parameter, values in space.items()}
-    if study.user_attrs.get("space", described) != described:
-        raise UserError(f"--name: the search {name!r} has another space; give the new one another name")
-    study.set_user_attr("space", described)
+    facts = _facts(space)
+    before = study.user_attrs.get("facts", facts)
+    differing = sorted(fact for fact in facts.keys() | before.keys() if facts.get(fact) != before.get(fact))
+    if differing:
+        raise UserError(f"--name: {name!r} was begun with another {', '.join(differing)}; choose another name")
+    study.set_user_attr("facts", facts)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # it was killed
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
     return study
+
+
+def _facts(space: Space) -> dict[str, Any]:
+    """What the losses of a search rest on, by name: space, text, code, and the parameters that it leaves alone."""
+    params = lineage.of_model(lineage.flatten(load_params().model_dump()))
+    texts = [Path(path) for path in (params["data.path"], params["train.init_from"]) if path is not None]
+    files = sorted(file for text in texts for file in (text, *text.rglob("*")) if file.is_file())
+    return {
+        "space": {name: optuna.distributions.distribution_to_json(values) for name, values in space.items()},
+        "text": hashlib.md5("".join(project.file_digest(file, "md5") for file in files).encode()).hexdigest(),
+        "code": "".join(project.code_sha256(stage) for stage in ("build_vocab", "prepare", "train", "evaluate")),
+        **{name: value for name, value in params.items() if name not in space},
+    }
 
 
 def _run_trial(study: optuna.Study, space: Space) -> None:

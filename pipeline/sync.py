@@ -25,6 +25,10 @@ def sync() -> Iterator[str]:
     for snapshot in committed():
         if content.find(snapshot.model_md5) is None:
             yield f"restored from commit {snapshot.revision[:7]}: {_restore(snapshot)}"
+        run = content.find(snapshot.model_md5)
+        if "onnx_model" not in run.data.tags and (data := snapshot.onnx_model(snapshot.model_md5)):
+            _log_onnx_model(run.info.run_id, data)
+            yield f"its exported model, too: {run.info.run_name}"
 
 
 def _local_client() -> Any:
@@ -54,9 +58,10 @@ def _send(local: Any, run: Any) -> None:
         client().log_inputs(run_id, run.inputs.dataset_inputs)
     with tempfile.TemporaryDirectory() as folder:
         client().log_artifacts(run_id, local.download_artifacts(run.info.run_id, "", folder))
-        models = local.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-        if models:
-            _send_model(run_id, models[0])  # the latest
+    models = local.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    for model in models[:1]:  # the latest
+        files = Path(model.artifact_location.removeprefix("file://"))
+        content.log_onnx_model(run_id, next(files.rglob("*.onnx")))
     client().set_terminated(run_id, run.info.status, run.info.end_time)
     local.delete_tag(run.info.run_id, "unsent_to")
 
@@ -71,32 +76,31 @@ def _counterpart(run: Any) -> str:
     return created.info.run_id
 
 
-def _send_model(run_id: str, model: Any) -> None:
-    folder = Path(model.artifact_location.removeprefix("file://"))
-    with mlflow().start_run(run_id=run_id):
-        content.log_onnx_model(run_id, next(folder.rglob("*.onnx")))
-
-
 def _complete_present() -> None:
     """Send what lies here of the present model."""
-    found = content.find(project.file_digest(project.MODEL, "md5"))
-    start = content.restored(project.MODEL) if found is None else {"run_id": found.info.run_id}
-    with mlflow().start_run(**start) as active:
-        run_id = active.info.run_id
-        if found is None:
-            content.restore_model(run_id, project.MODEL)
-        data = client().get_run(run_id).data
-        if not {"evaluation/loss", "export/bytes"} <= data.metrics.keys():
-            content.restore_reports(run_id, Snapshot(), project.file_digest(project.MODEL, "md5"))
-        if "onnx_model" not in data.tags and _exported():
-            content.log_onnx_model(run_id, project.ONNX_MODEL)
-        content.write_card(run_id)
+    md5 = project.file_digest(project.MODEL, "md5")
+    if content.find(md5) is None:
+        with mlflow().start_run(**content.restored(project.MODEL)) as active:
+            content.restore_model(active.info.run_id, project.MODEL)
+    run = content.find(md5)
+    if not {"evaluation/loss", "export/bytes"} <= run.data.metrics.keys():
+        content.restore_reports(run.info.run_id, Snapshot(), md5)
+    if "onnx_model" not in run.data.tags and _exported():
+        content.log_onnx_model(run.info.run_id, project.ONNX_MODEL)
+    content.write_card(run.info.run_id)
 
 
 def _exported() -> bool:
     """Whether the exported file that lies here is of the model that lies here."""
     file = project.ONNX_MODEL
     return file.exists() and OnnxBackend(file).metadata == load(project.MODEL)[1]
+
+
+def _log_onnx_model(run_id: str, data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / project.ONNX_MODEL.name
+        file.write_bytes(data)
+        content.log_onnx_model(run_id, file)
 
 
 def _restore(snapshot: Snapshot) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import Params
+from minigpt.config import Params, load_params
 from minigpt.dataset import Tokens
 from minigpt.errors import UserError
 from minigpt.model import MiniGPT
@@ -28,8 +28,8 @@ from pipeline import content, lineage, project, run_stage, store
 from pipeline.store import client, mlflow
 
 log = logging.getLogger(__name__)
-SEND_EVERY = 5.0  # seconds; one call for many rows, since each costs milliseconds
-SAMPLE_TOKENS = 120  # of the text that the model writes at each validation, from nothing and with seed 0
+SEND_EVERY = 10.0  # seconds; one call for many rows, since each costs milliseconds
+SAMPLE_TOKENS = 80  # of the text that the model writes at each validation, from nothing and with seed 0
 TRY_AGAIN_AFTER = 120.0  # seconds; a locked store holds each attempt up for twenty
 SUMMED = ("wall_seconds", "cpu_seconds")  # over all processes of a training that was interrupted
 
@@ -89,8 +89,10 @@ class Run:
             self._ending = True
             self._changed.notify()
         self._thread.join()
-        # an interrupted training goes on later, and tells then
-        if self._told < len(self._actions) and not store.is_local() and status != "KILLED":
+        if self._told < len(self._actions) and status == "KILLED":
+            log.warning("not all was tracked; `dvc repro` goes on, and tells it then")
+            return
+        if self._told < len(self._actions) and not store.is_local():
             self._tell_local_store()
         if self._told < len(self._actions):
             log.warning("not all was tracked; later, `python -m pipeline.tracking` sends what is missing")
@@ -114,7 +116,8 @@ class Run:
     def report(self, stage: str, values: dict[str, Any], files: list[Path]) -> None:
         """Log the numbers and the files of a stage, and write the model's card anew."""
         reports = {file: file.read_text(encoding="utf-8") for file in files}
-        self.tell(lambda: content.log_reports(self.id, stage, values, reports))
+        params = lineage.flatten(load_params().model_dump())
+        self.tell(lambda: content.log_reports(self.id, stage, params, values, reports))
         if stage == "evaluate":
             self.tell(lambda: content.log_model_figures(self.id, project.MODEL))
         self.tell(lambda: content.write_card(self.id))
@@ -157,7 +160,7 @@ class TrainingRun(Run):
         tags = {**origin, **lineage.machine()}
         if params.train.init_from is not None:
             tags["init_from_md5"] = project.file_digest(Path(params.train.init_from), "md5")
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        parameters = trainer.model.num_parameters
 
         def begin() -> None:
             if note.exists() and not self.id:
@@ -236,6 +239,7 @@ class TrainingRun(Run):
 
     def finish(self, model: Path, held_out: bool) -> None:
         """Log the curves, and tag the run with the model it made; the figures are drawn when that is evaluated."""
+        project.MODEL_CARD.unlink(missing_ok=True)  # an earlier model's
         reports = {file: file.read_text() for file in (project.TRAINING, *content.CURVES.values())}
         identity = content.identity(model, held_out)
         self.tell(self._send)

@@ -38,15 +38,16 @@ def main() -> None:
     except Exception as error:  # whatever is wrong with the store
         raise UserError(f"the tracking store cannot be opened: {store.reason(error)}") from None
     uri = mlflow.get_tracking_uri()
-    server = uri if uri.startswith("http") else f"http://127.0.0.1:{PORT}"
+    remote = uri.startswith("http")  # a server that runs already
+    server = uri if remote else f"http://127.0.0.1:{PORT}"
     page = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     url = f"{page}&compareRunsMode=CHART&viewStateShareKey={VIEW}"
-    if server != uri:
+    if not remote:
         _check_port()
-    print(f"{url}\nCtrl-C ends it", flush=True)
+    print(url if remote else f"{url}\nCtrl-C ends it", flush=True)
     if sys.stdout.isatty():
-        Timer(5, webbrowser.open, [url]).start()  # the server takes about so long to start
-    if server == uri:
+        Timer(0 if remote else 5, webbrowser.open, [url]).start()  # our own takes about so long to start
+    if remote:
         return
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", PORT, "--workers", "1"]

@@ -49,7 +49,7 @@ def test_a_file_in_the_place_of_the_states_is_named(project):
     shutil.rmtree(project.root / ".minigpt", ignore_errors=True)
     (project.root / ".minigpt").write_text("")
     out = project.run(*TRAIN, code=1)
-    assert re.fullmatch(r"\S+\.minigpt/\S+: a file is where a folder should be; move it away and try again\n", out)
+    assert re.fullmatch(r"\S+\.minigpt/\S+: cannot be used \(Not a directory\); mend that and try again\n", out)
 
 
 def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_training_starts_afresh(project):

@@ -1,9 +1,11 @@
 """The pipeline as a user runs it: dvc in a Git repository of its own, on a small configuration."""
 
+import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -106,8 +108,14 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     assert {f"figures/{name}.png" for name in drawn} <= files
     card = (reproduced.root / "reports/model_card.md").read_text()
     assert card == run.data.tags["mlflow.note.content"]
-    for words in (dataset.dataset.digest, "CC0", "of the best bigram model", "## Samples", run.data.tags["git_commit"]):
+    for words in (dataset.dataset.digest, "CC0", "of the best bigram model", "# Samples", run.data.tags["git_commit"]):
         assert words in card
+    model = (reproduced.root / "models/minigpt.safetensors").read_bytes()
+    assert f"The model file has the SHA-256 `{hashlib.sha256(model).hexdigest()}`" in card
+    assert card.endswith((reproduced.root / "reports/samples.md").read_text())
+    assert not [name for name in run.data.params if name.startswith(("evaluate.", "export."))]
+    assert run.data.tags["evaluate.temperature"] == "0.8"
+    assert "| export.tolerance | 0.0001 |" in card
 
 
 def test_the_tracked_model_is_the_file_itself_and_answers(reproduced, monkeypatch):
@@ -172,8 +180,11 @@ def test_without_its_run_the_store_gets_a_restored_one(project):
     (run,) = runs(project)
     assert run.data.tags["restored"] == "true"
     assert {"val/loss", "evaluation/loss", "export/bytes"} <= set(run.data.metrics)
-    project.run(sys.executable, "-m", "pipeline.tracking")  # once more: it is there
-    assert len(runs(project)) == 1
+    store(project)[0].delete_tag(run.info.run_id, "onnx_model")
+    project.run(sys.executable, "-m", "pipeline.tracking")  # once more: it is there, and is completed
+    (again,) = runs(project)
+    assert "onnx_model" in again.data.tags
+    assert again.info.end_time == run.info.end_time
 
 
 def test_experiments_are_runs_that_say_what_differs(tried):
@@ -215,6 +226,8 @@ def test_going_back_to_a_model_goes_back_to_its_run(tried):
     first, *others = runs(tried)
     assert len(others) == 2
     assert all(first.info.end_time > other.info.end_time for other in others)
+    model = (tried.root / "models/minigpt.safetensors").read_bytes()
+    assert hashlib.sha256(model).hexdigest() in (tried.root / "reports/model_card.md").read_text()
 
 
 def test_what_the_store_lost_is_in_git(tried, tmp_path):
@@ -236,6 +249,40 @@ def test_what_the_store_lost_is_in_git(tried, tmp_path):
         assert steps == [5, 10, 15, 20, 25, 30]
     assert "restored" not in project.run(sys.executable, "-m", "pipeline.tracking")  # once more: all is there
     assert len(runs(project)) == 3
+    assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", "faster")
+    command = ["minigpt-cli", "generate", "--seed", "1", "--model"]
+    champion = project.run(*command, "models:/minigpt@champion")
+    project.run("dvc", "exp", "apply", "faster")
+    assert project.run(*command, "models/minigpt.onnx") == champion
+
+
+def test_an_exported_model_that_dvc_lost_too_has_to_be_made_again(tried, tmp_path, full):
+    if not full:
+        pytest.skip("with --full only: it trains again")
+    project = tried.copy(tmp_path / "project")
+    project.run("git", "restore", ".")
+    project.run("dvc", "checkout")
+    shutil.rmtree(project.root / ".dvc/cache/files")
+    project.run(sys.executable, "-m", "pipeline.tracking")
+    out = project.run(sys.executable, "-m", "pipeline.registry", "apart", code=1)
+    assert "lacks its evaluation or its exported model" in out
+    back, again, sync = re.findall("`(.*?)`", out)
+    assert sync == "make sync"
+    project.run(*back.split())
+    project.run(*again.split())
+    project.run(sys.executable, "-m", "pipeline.tracking")
+    assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", "apart")
+
+
+def test_an_evaluation_tells_what_it_used_though_a_figure_cannot_be_drawn(project):
+    project.edit("params.yaml", "temperature: 0.8", "temperature: 0.5")
+    project.edit("pipeline/figures.py", "    table = table.head(20)", "    raise ValueError('a bug')  #")
+    out = project.run(sys.executable, "-m", "pipeline.evaluate")
+    assert out.count("mistakes.png: not drawn (a bug)") == 1
+    assert "tracking failed" not in out
+    (run,) = runs(project)
+    assert run.data.tags["evaluate.temperature"] == "0.5"
+    assert "| evaluate.temperature | 0.5 |" in (project.root / "reports/model_card.md").read_text()
 
 
 def test_another_clone_pulls_the_model_and_has_its_run(project, tmp_path):
@@ -314,7 +361,7 @@ def test_bad_parameters_fail_with_one_line_and_no_traceback(project, old, new, m
 
 
 def test_a_quantized_model_is_a_second_file(project):
-    assert list((project.root / "models/int8").iterdir()) == []
+    assert [file.name for file in (project.root / "models/int8").iterdir()] == ["none"]
     project.edit("params.yaml", "quantize: null", "quantize: int8")
     project.run("dvc", "repro")
     quality = json.loads((project.root / "reports/export.json").read_text())["int8"]
@@ -393,6 +440,7 @@ def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
     assert out.count("tracking failed") == out.count("not all was tracked") == 1
     assert "Traceback" not in out
     assert hashes(project, "train") == hashes(reproduced, "train")
+    assert not (project.root / "reports/model_card.md").exists()  # rather than an earlier model's
     out = project.run(sys.executable, "-m", "pipeline.tracking", code=1)
     assert "the tracking store does not answer" in out
     assert "Traceback" not in out
@@ -421,6 +469,28 @@ def test_a_locked_store_costs_a_warning_and_the_run_is_sent_later(project, repro
         30,
     ]
     assert run.data.params["data.path"] == "data/raw/tales.txt"
+
+
+def test_an_interrupted_training_is_told_when_it_goes_on(project):
+    project.edit("params.yaml", "max_steps: 30", "max_steps: 6000")
+    (project.root / "mlruns").write_text("where the folder should be")
+    process = project.start(sys.executable, "-m", "pipeline.train")
+    wait_for(lambda: states(project) or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "not all was tracked; `dvc repro` goes on, and tells it then" in err
+    assert "pipeline.tracking" not in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("script", ["train", "sweep"])
+def test_a_folder_that_cannot_be_made_is_one_line(project, script):
+    shutil.rmtree(project.root / ".minigpt")
+    (project.root / ".minigpt").write_text("where the folder should be")
+    out = project.run(sys.executable, "-m", f"pipeline.{script}", code=1)
+    assert re.search(r"/\.minigpt\S*: cannot be used \((File exists|Not a directory)\)", out)
+    assert out.count("\n") == 1
 
 
 def test_three_processes_open_a_new_store_at_once(project):

@@ -141,6 +141,12 @@ def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins,
     assert len(runs(gate.target, seed)) == 1
 
 
+def test_the_page_of_a_server_that_runs_is_only_named(project, mlflow_server):
+    out = project.run(sys.executable, "-m", "pipeline.ui", MLFLOW_TRACKING_URI=mlflow_server)
+    assert out.startswith(f"{mlflow_server}/#/experiments/")
+    assert out.count("\n") == 1
+
+
 def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
     if not full:
         pytest.skip("with --full only")

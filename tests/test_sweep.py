@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from conftest import wait_for
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -46,6 +47,25 @@ def test_bad_arguments_are_one_line(project, arguments, message):
     assert "Traceback" not in out
 
 
+def test_a_search_whose_ground_has_changed_needs_another_name(project):
+    command = [sys.executable, "-m", "pipeline.sweep", "model.num_heads=3,5", "--trials", "1"]
+    assert "sweep-0: failed, as is said above" in project.run(*command, code=1)
+    project.edit("params.yaml", "max_steps: 30", "max_steps: 31")
+    with (project.root / "data/raw/tales.txt").open("a") as text:
+        text.write("\n\nThe end.\n")
+    with (project.root / "minigpt/model.py").open("a") as code:
+        code.write("# changed\n")
+    out = project.run(*command, code=1)
+    assert out == "--name: 'sweep' was begun with another code, text, train.max_steps; choose another name\n"
+
+
+def test_two_searches_of_one_name_are_refused(project):
+    (project.root / ".minigpt/sweeps").mkdir(parents=True)
+    with FileLock(project.root / ".minigpt/sweeps/sweep.lock"):
+        out = project.run(sys.executable, "-m", "pipeline.sweep", code=1)
+    assert out == "--name: another process is at the search 'sweep'; choose another name\n"
+
+
 def test_a_search_stops_goes_on_and_names_the_best(project, full):
     if not full:
         pytest.skip("with --full only: it trains three models")
@@ -72,4 +92,4 @@ def test_a_search_stops_goes_on_and_names_the_best(project, full):
     assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", best)
     assert project.run(*command).count("best:") == 1  # nothing to do
     out = project.run(*command, "model.num_layers=1,2", code=1)
-    assert "has another space" in out
+    assert "was begun with another space" in out
