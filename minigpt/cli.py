@@ -43,6 +43,8 @@ class BackendName(StrEnum):
 
 MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path("models/minigpt.safetensors")}
 
+ROWS = 16  # texts that are written at once
+
 ModelOption = Annotated[
     Path | None,
     typer.Option(
@@ -162,11 +164,11 @@ def generate(
 
 
 def _finished(engine: "Backend", texts: "list[Text]", sampling: "Sampling") -> "Iterator[Text]":
-    """All of `texts`, in their order."""
+    """All of `texts`, written many at a time, in their order."""
     from minigpt.inference import write
 
     waiting = deque(texts)
-    for _ in write(engine, texts, sampling, rows=min(len(texts), engine.rows)):
+    for _ in write(engine, texts, sampling, rows=min(len(texts), ROWS)):
         while waiting and waiting[0].stopped:
             yield waiting.popleft()
 

@@ -146,7 +146,9 @@ class _Row:
         text.runs += 1
         text.guessed += len(guesses)
         noise = self.noise.rows(len(text.ids), len(logits))
-        texts = [text.ids + guesses[:right] for right in range(len(logits))]
+        # copies of a long text cost, and only the penalty asks for them
+        penalized = self.sampling.repetition_penalty != 1
+        texts = [text.ids + guesses[:right] for right in range(len(logits))] if penalized else ()
         for i, token in enumerate(next_tokens(logits, noise, self.sampling, texts)):
             yield text.add(token, logits[i])
             if text.stopped or i == len(guesses) or token != guesses[i]:
@@ -180,8 +182,10 @@ def write(
         if not active:
             return
         if rows == 1:
-            for piece in active[0].read(*active[0].unread(), active[0].guess(backend.guesses)):
-                yield active[0].text, piece
+            row = active[0]
+            unread, known = row.unread()
+            for piece in row.read(unread, known, row.guess(backend.guesses)):
+                yield row.text, piece
         else:
             yield from _turn(active, memory, rows)
         free += [row.row for row in active if row.text.stopped]

@@ -90,7 +90,7 @@ class BigramEmbedding(nn.Module):
 class Cache(NamedTuple):
     """Keys and values of the positions that B texts have behind them, so that they need not be computed again.
 
-    Each text has a row of S places, one a position. What is in the places from P on is never looked at.
+    Each text has a row of S places, one a position. What is in the places from P on counts for nothing, if it is finite.
     """
 
     keys: Tensor  # (num_layers, B, S, H, D)
@@ -141,7 +141,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropou
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each on D of the C channels.
 
-    `fast` chooses PyTorch's fused kernel, which computes the same as `attention_weights(q, k) @ v`
+    `fast` chooses PyTorch's fused kernel, which computes the same as `attention_weights(q, k, mask) @ v`
     without ever storing the (T, P+T) weights.
     """
 

@@ -56,6 +56,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"temperature: must be a number of 0 (greedy) or more, but it is {self.temperature}")
+        if self.temperature < GREEDY:  # too small to divide by
+            object.__setattr__(self, "temperature", 0.0)
         if self.top_k < 1:
             raise UserError(f"top-k: must be 1 or more, but it is {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -109,7 +111,7 @@ def next_tokens(
         for row, seen in zip(logits, texts, strict=True):
             own = row[seen]
             row[seen] = np.where(own > 0, own / sampling.repetition_penalty, own * sampling.repetition_penalty)
-    if sampling.temperature < GREEDY:
+    if not sampling.temperature:
         return logits.argmax(axis=1).tolist()
     logits /= sampling.temperature
     # The best of the kept ones is the first kept one from the best of all down: nearly always the very first,
@@ -122,7 +124,8 @@ def next_tokens(
     if sampling.top_p < 1 or sampling.min_p > 0:
         unsure[:] = True
     for row in np.flatnonzero(unsure):
-        while not _kept(tokens[row], logits[row], sampling):
+        # a model that gives no numbers has none to keep
+        while scores[row, tokens[row]] > -np.inf and not _kept(tokens[row], logits[row], sampling):
             scores[row, tokens[row]] = -np.inf
             tokens[row] = scores[row].argmax()
     return tokens.tolist()

@@ -32,7 +32,8 @@ def run_stage(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             sys.exit(f"{error.filename or Path.cwd()}: the disk is full; make room and try again")
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+        unusable = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+        if error.filename is None or error.errno not in unusable:
             raise
         sys.exit(f"{error.filename}: cannot be used ({error.strerror}); mend that and try again")
     except KeyboardInterrupt:

@@ -83,7 +83,8 @@ def _lock(folder: Path) -> FileLock:
 
 def _tell_what_differs(folder: Path, facts: dict[str, Any]) -> None:
     """Where another training lies unfinished, say why it is not gone on with."""
-    with contextlib.suppress(Timeout, FileNotFoundError):  # another process is at it, or has just finished it
+    # another process is at it, or has just finished it; or the note is damaged
+    with contextlib.suppress(Timeout, FileNotFoundError, ValueError):
         notes = [note for note in folder.glob("*/facts.json") if any(note.parent.glob("step-*"))]
         if not notes:
             return

@@ -6,7 +6,7 @@ with B texts, T new ids of each, V vocabulary, S = max_seq_len, H heads, E chann
     input_ids         int64    (B, T)         B is 1 where T is more than 1
     positions         int64    (B, T)         of these ids in the window: p … p+T-1, where p may differ by row
     previous_ids      int64    (B, T)         only where config.bigram_buckets is not 0: the id before each, 0 at p = 0
-    past_key_i        float32  (B, H, S, E)   what `present_key_i` was, its first p positions are read; any at the start
+    past_key_i        float32  (B, H, S, E)   what `present_key_i` was, its first p positions count; zeros at the start
     past_value_i      float32  (B, H, S, E)
     logits            float32  (B, T, V)      of the id that follows each of input_ids
     present_key_i     float32  (B, H, S, E)   the past with T positions more; may be the very memory of the past,
@@ -25,7 +25,6 @@ import numpy as np
 import onnxruntime
 from onnxruntime import OrtValue
 
-from minigpt.backends import TOGETHER
 from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.tokenizer import tokenizer_from_dict
@@ -51,18 +50,11 @@ class OnnxBackend:
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
             # as many as read in little more time than one: 8-bit products want small batches
-            quantized = "quantization" in self.metadata
-            self.guesses = 2 if quantized else 5
-            self._small = path.stat().st_size < SMALL and not quantized
+            self.guesses = 2 if "quantization" in self.metadata else 5
             self.draft = Draft.of(self.metadata, self.tokenizer.vocab_size)
             _, self._heads, _, self._channels = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: an ONNX file, but not one that this version of MiniGPT exported") from None
-
-    @property
-    def rows(self) -> int:
-        """A run of a small model costs so little that guesses save more than reading texts together does."""
-        return 1 if self._small and self.draft else TOGETHER
 
     def memory(self, rows: int) -> "OnnxMemory":
         shape = (rows, self._heads, self.max_seq_len, self._channels)

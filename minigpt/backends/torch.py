@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from minigpt.backends import TOGETHER
 from minigpt.checkpoint import load_model
 from minigpt.draft import Draft
 from minigpt.errors import UserError
@@ -22,7 +21,7 @@ class TorchBackend:
         self.model, self.tokenizer, self.metadata = model, tokenizer, metadata or {}
         self.max_seq_len = model.max_seq_len
         self.draft = Draft.of(self.metadata, tokenizer.vocab_size)
-        self.guesses, self.rows = 5, TOGETHER
+        self.guesses = 5
 
     @classmethod
     def load(cls, path: Path) -> "TorchBackend":
@@ -30,7 +29,7 @@ class TorchBackend:
         model, metadata = load_model(path)
         try:
             return cls(model, tokenizer_from_dict(metadata["tokenizer"]), metadata)
-        except (KeyError, ValueError, AttributeError):
+        except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: not a model of this version of MiniGPT") from None
 
     def memory(self, rows: int) -> "TorchMemory":
