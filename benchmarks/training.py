@@ -181,7 +181,6 @@ def show(row: tuple, parameters: int) -> None:
 ABLATIONS = {
     "all of it": {},
     "sinusoidal positions": {"positional": "sinusoidal"},
-    "ReLU": {"activation": "relu"},
     "no query/key norm": {"qk_norm": False},
     "no pair embeddings": {"bigram_buckets": 0},
     "AdamW": {"optimizer": "adamw", "learning_rate": 5e-3},

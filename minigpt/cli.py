@@ -41,7 +41,6 @@ class BackendName(StrEnum):
     onnx = "onnx"
 
 
-ROWS = 16  # texts that are written at once
 MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path("models/minigpt.safetensors")}
 
 ModelOption = Annotated[
@@ -163,11 +162,11 @@ def generate(
 
 
 def _finished(engine: "Backend", texts: "list[Text]", sampling: "Sampling") -> "Iterator[Text]":
-    """All of `texts`, written many at a time, in their order."""
+    """All of `texts`, in their order."""
     from minigpt.inference import write
 
     waiting = deque(texts)
-    for _ in write(engine, texts, sampling, rows=min(len(texts), ROWS)):
+    for _ in write(engine, texts, sampling, rows=min(len(texts), engine.rows)):
         while waiting and waiting[0].stopped:
             yield waiting.popleft()
 
@@ -279,7 +278,7 @@ def bench(
 def info(backend: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False) -> None:
     """Show what is inside a model file."""
     engine = _load(backend, model)
-    metadata = {name: values for name, values in engine.metadata.items() if name != "tokenizer"}
+    metadata = {name: values for name, values in engine.metadata.items() if name not in ("tokenizer", "draft")}
     metadata["vocabulary"] = engine.tokenizer.describe()
     if as_json:
         print(json.dumps(metadata, ensure_ascii=False))

@@ -54,7 +54,6 @@ class ModelConfig(Section):
     max_seq_len: Annotated[int, Field(ge=8, le=65536)]
     dropout: Fraction
     positional: Literal["sinusoidal", "rotary"]
-    activation: Literal["relu", "relu_squared"]
     qk_norm: bool
     bigram_buckets: NonNegativeInt
 

@@ -8,8 +8,9 @@ alike even among many likely tokens.
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,11 @@ class Draft:
         """For a model file; `from_text` reads it."""
         steps = (self.log_probs / -STEP).astype(np.uint8)
         return base64.b64encode(steps.tobytes() + self.following.astype("<u2").tobytes()).decode()
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], vocab_size: int) -> "Draft | None":
+        """The table of a model file, if it has one; raises as `from_text`."""
+        return cls.from_text(metadata["draft"], vocab_size) if "draft" in metadata else None
 
     @classmethod
     def from_text(cls, text: str, vocab_size: int) -> "Draft":

@@ -25,7 +25,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from minigpt.draft import Draft
 from minigpt.model import NORM_EPS, FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
 
 OPSETS = {"": 23, "com.microsoft": 1}
@@ -65,8 +64,8 @@ class Graph:
         return file.SerializeToString(deterministic=True)
 
 
-def to_onnx(model: MiniGPT, metadata: dict[str, Any], draft: Draft | None = None, quantize: str | None = None) -> bytes:
-    """The model as the bytes of an ONNX file, `metadata` and `draft` inside; equal models give equal bytes.
+def to_onnx(model: MiniGPT, metadata: dict[str, Any], quantize: str | None = None) -> bytes:
+    """The model as the bytes of an ONNX file, `metadata` inside; equal models give equal bytes.
 
     `quantize`: "int8" makes the file a quarter as large, a large model faster, and each a little worse.
     """
@@ -81,7 +80,6 @@ def to_onnx(model: MiniGPT, metadata: dict[str, Any], draft: Draft | None = None
         [_integers(name, ["B", "T"]) for name in ids] + [_floats(f"past_{part}", cache) for part in parts],
         [_floats("logits", ["B", "T", V]), *(_floats(f"present_{part}", cache) for part in parts)],
         minigpt=json.dumps(metadata),
-        **({"draft": draft.to_text()} if draft else {}),
     )
 
 
@@ -189,8 +187,6 @@ def add_feed_forward(graph: Graph, name: str, feed_forward: FeedForward, x: str)
     """(B, T, C) → (B, T, C), without the bias of `linear2`, which the next norm adds."""
     hidden = add_linear(graph, f"{name}.linear1", feed_forward.linear1.weight, x, feed_forward.linear1.bias)
     hidden = graph.node("Relu", [hidden], f"{name}.relu")
-    if feed_forward.squared:
-        hidden = graph.node("Mul", [hidden, hidden], f"{name}.squared")
     return add_linear(graph, f"{name}.linear2", feed_forward.linear2.weight, hidden)
 
 

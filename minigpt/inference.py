@@ -8,7 +8,7 @@ import numpy as np
 from minigpt.backends import Backend, Memory
 from minigpt.errors import UserError
 from minigpt.logits import log_probabilities
-from minigpt.sampling import Noise, Sampling, next_token
+from minigpt.sampling import Noise, Sampling, next_tokens
 from minigpt.tokenizer import EOS, PAD, Tokenizer
 
 PAYS = 0.2  # what a guess costs, as a share of a run of the model: if fewer are right, none are made
@@ -136,19 +136,20 @@ class _Row:
             return ids[start:], 0
         return ids[-1:], len(ids) - 1 - start
 
-    def advance(self, count: int) -> Iterator[str]:
-        """Read what is unread, and up to `count` guesses behind it; write as many tokens as the guesses are right.
+    def read(self, unread: list[int], past: int, guesses: list[int]) -> Iterator[str]:
+        """Read what `unread` gave, and `guesses` behind it; write a token, and one more for each guess that is right.
 
-        At least one. Yields what each adds to the text.
+        Yields what each adds to the text.
         """
-        unread, past = self.unread()
-        guesses = self.guess(count)
+        text = self.text
         logits = self.memory.read(self.row, np.array(unread + guesses), past)[len(unread) - 1 :]
-        self.text.runs += 1
-        self.text.guessed += len(guesses)
-        for i, row in enumerate(logits):
-            yield self.write(row)
-            if self.text.stopped or i == len(guesses) or self.text.ids[-1] != guesses[i]:
+        text.runs += 1
+        text.guessed += len(guesses)
+        noise = self.noise.rows(len(text.ids), len(logits))
+        texts = [text.ids + guesses[:right] for right in range(len(logits))]
+        for i, token in enumerate(next_tokens(logits, noise, self.sampling, texts)):
+            yield text.add(token, logits[i])
+            if text.stopped or i == len(guesses) or token != guesses[i]:
                 return
 
     def guess(self, count: int) -> list[int]:
@@ -158,12 +159,6 @@ class _Row:
         if draft is None or count < 1 or self.text.right < PAYS * self.text.guessed - PATIENCE:
             return []
         return draft.guess(self.text.ids, self.noise.rows(position, count), self.sampling.temperature)
-
-    def write(self, logits: np.ndarray) -> str:
-        """Choose the next token by logits (V,); returns what it adds to the text."""
-        ids = self.text.ids
-        noise = self.noise.rows(len(ids), 1)[0]
-        return self.text.add(next_token(logits, noise, self.sampling, ids), logits)
 
 
 def write(
@@ -185,7 +180,7 @@ def write(
         if not active:
             return
         if rows == 1:
-            for piece in active[0].advance(backend.guesses):
+            for piece in active[0].read(*active[0].unread(), active[0].guess(backend.guesses)):
                 yield active[0].text, piece
         else:
             yield from _turn(active, memory, rows)
@@ -199,16 +194,19 @@ def _turn(active: list[_Row], memory: Memory, rows: int) -> Iterator[tuple[Text,
     for row in active:
         unread, known = row.unread()
         while len(unread) > 1 and not row.text.stopped:
-            row.text.runs += 1
-            yield row.text, row.write(memory.read(row.row, np.array(unread), known)[-1])
+            for piece in row.read(unread, known, []):
+                yield row.text, piece
             unread, known = row.unread()
-        if not row.text.stopped:
-            ids[row.row], past[row.row] = unread[0], known
-    logits = memory.step(ids, past)
-    for row in active:
-        if not row.text.stopped:
-            row.text.runs += 1
-            yield row.text, row.write(logits[row.row])
+        ids[row.row], past[row.row] = unread[0], known
+    active = [row for row in active if not row.text.stopped]
+    if not active:
+        return
+    logits = memory.step(ids, past)[[row.row for row in active]]
+    noise = np.concatenate([row.noise.rows(len(row.text.ids), 1) for row in active])
+    tokens = next_tokens(logits, noise, active[0].sampling, [row.text.ids for row in active])
+    for row, token, own in zip(active, tokens, logits, strict=True):
+        row.text.runs += 1
+        yield row.text, row.text.add(token, own)
 
 
 def generate_ids(

@@ -2,11 +2,11 @@
 
 Shapes are given with these letters throughout the project:
     B batch, T time (positions), C = d_model (channels), H heads, D = C / H, V vocabulary.
-P is the number of positions that a key/value cache already holds (0 without one).
+With a cache of keys and values a row has P positions already, and S = max_seq_len is the most.
 
 Sources: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762); normalisation before each
 sublayer as in Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2).
-What goes beyond them is switched on by `positional`, `activation`, `qk_norm` and `bigram_buckets`; each
+What goes beyond them is switched on by `positional`, `qk_norm` and `bigram_buckets`; each
 names its paper where it stands.
 """
 
@@ -17,21 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Keys and values of one layer's earlier positions, each (B, H, P, D)
-LayerCache = tuple[Tensor, Tensor]
 NORM_EPS = 1e-5
-
-
-class Cache(NamedTuple):
-    """What the positions so far leave behind, so that they need not be computed again."""
-
-    layers: list[LayerCache]
-    last_id: Tensor  # (B, 1)
-
-    @property
-    def length(self) -> int:
-        """P."""
-        return self.layers[0][0].shape[2]
 
 
 class PositionalEncoding(nn.Module):
@@ -53,9 +39,9 @@ class PositionalEncoding(nn.Module):
         # computed, not learned: no parameter, and not stored in checkpoints
         self.register_buffer("encoding", encoding, persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x (B, T, C), whose first position is `start` → (B, T, C)."""
-        return x + self.encoding[start : start + x.shape[1]]
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """x (B, T, C) at `positions` (B, T), or from 0 on → (B, T, C)."""
+        return x + (self.encoding[: x.shape[1]] if positions is None else self.encoding[positions])
 
 
 class RotaryEncoding(nn.Module):
@@ -75,10 +61,10 @@ class RotaryEncoding(nn.Module):
         self.register_buffer("cos", torch.cos(position * frequency).float(), persistent=False)
         self.register_buffer("sin", torch.sin(position * frequency).float(), persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x (B, H, T, D), whose first position is `start` → (B, H, T, D)."""
-        end = start + x.shape[2]
-        cos, sin = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2)
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """x (B, H, T, D) at `positions` (B, T), or from 0 on → (B, H, T, D)."""
+        at = slice(x.shape[2]) if positions is None else positions.unsqueeze(1)
+        cos, sin = self.cos[at].to(x.dtype), self.sin[at].to(x.dtype)  # (T, D/2) or (B, 1, T, D/2)
         first, second = x.chunk(2, dim=-1)  # channel i is paired with i + D/2
         return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
@@ -96,33 +82,60 @@ class BigramEmbedding(nn.Module):
         self.embedding = nn.Embedding(buckets, d_model)
         nn.init.zeros_(self.embedding.weight)
 
-    def forward(self, input_ids: Tensor, last_id: Tensor) -> Tensor:
-        """(B, T) ids and the one before them (B, 1) → (B, T, C)."""
-        previous = torch.cat((last_id, input_ids), dim=1)[:, :-1]
-        return self.embedding((previous * self.vocab_size + input_ids) % self.buckets)
+    def forward(self, input_ids: Tensor, previous_ids: Tensor) -> Tensor:
+        """Ids and the one before each, both (B, T) → (B, T, C)."""
+        return self.embedding((previous_ids * self.vocab_size + input_ids) % self.buckets)
 
 
-def causal_mask(new: int, past: int, device: torch.device | None = None) -> Tensor:
-    """(T, P+T), true where a new position may look: at every cached one, at itself and before."""
-    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+class Cache(NamedTuple):
+    """Keys and values of the positions that B texts have behind them, so that they need not be computed again.
+
+    Each text has a row of S places, one a position. What is in the places from P on is never looked at.
+    """
+
+    keys: Tensor  # (num_layers, B, S, H, D)
+    values: Tensor
+
+    def row(self, row: int) -> "Cache":
+        """That row alone, in the same memory."""
+        return Cache(self.keys[:, row : row + 1], self.values[:, row : row + 1])
 
 
-def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+class Past(NamedTuple):
+    """One layer's part of a cache, and where new positions stand behind it."""
+
+    keys: Tensor  # (B, S, H, D)
+    values: Tensor
+    rows: Tensor  # (B, 1), their numbers
+    positions: Tensor  # (B, T), from P on in each row
+    mask: Tensor  # (B, 1, T, P+T), P the most of a row: true where a new position may look, at itself and before
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the new positions, each (B, H, T, D) → those of all (B, H, P+T, D)."""
+        self.keys[self.rows, self.positions] = k.transpose(1, 2)
+        self.values[self.rows, self.positions] = v.transpose(1, 2)
+        end = self.mask.shape[-1]
+        return self.keys[:, :end].transpose(1, 2), self.values[:, :end].transpose(1, 2)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """How much each position looks at each: softmax(Q Kᵀ / √D), the future masked out.
 
-    q (B, H, T, D), k (B, H, P+T, D) → (B, H, T, P+T), each row sums to 1.
+    q (B, H, T, D), k (B, H, P+T, D), and `mask` true where a position may look: of None, P = 0, at itself
+    and before → (B, H, T, P+T), each row sums to 1.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    mask = causal_mask(q.shape[2], k.shape[2] - q.shape[2], q.device)
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool).tril()
     return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """`attention_weights(q, k) @ v` by PyTorch's kernel; `mask` is None where nothing is cached."""
-    if q.device.type == "cpu":  # whose backward pass takes four times as long in bfloat16 as in float32
-        q, k, v = q.float(), k.float(), v.float()
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+    """`attention_weights(q, k, mask) @ v` by PyTorch's kernel."""
+    if v.dtype == torch.bfloat16 and v.device.type == "cpu":  # whose backward pass takes four times as long as float32
+        with torch.autocast("cpu", enabled=False):
+            return fused_attention(q.float(), k.float(), v.float(), mask, dropout)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
 
 
 class MultiHeadAttention(nn.Module):
@@ -147,48 +160,41 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self.fast = True
 
-    def forward(self, x: Tensor, past: LayerCache | None = None) -> tuple[Tensor, LayerCache]:
-        """x (B, T, C) → attended (B, T, C), and keys and values so far, each (B, H, P+T, D)."""
-        B, T, C = x.shape
-        q, k, v = self.project(x, 0 if past is None else past[0].shape[2])
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """x (B, T, C), what follows on `past` → attended (B, T, C)."""
+        q, k, v = self.project(x, None if past is None else past.positions)
+        mask = None
         if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, H, P+T, D)
+            (k, v), mask = past.extended(k, v), past.mask
         dropout = self.dropout if self.training else 0.0
-        if not self.fast:
-            attended = F.dropout(attention_weights(q, k), dropout) @ v
-        else:
-            mask = None if past is None else causal_mask(T, k.shape[2] - T, x.device)
+        if self.fast:
             attended = fused_attention(q, k, v, mask, dropout)
-        return self.output(attended.transpose(1, 2).reshape(B, T, C)), (k, v)
+        else:
+            attended = F.dropout(attention_weights(q, k, mask), dropout) @ v
+        return self.output(attended.transpose(1, 2).flatten(2))
 
-    def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C), whose first position is `start` → queries, keys and values, each (B, H, T, D)."""
-        B, T, C = x.shape
-        heads = self.query_key_value(x).view(B, T, 3, self.num_heads, C // self.num_heads)
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, C) at `positions` (B, T), or from 0 on → queries, keys and values, each (B, H, T, D)."""
+        heads = self.query_key_value(x).unflatten(2, (3, self.num_heads, -1))
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
         if self.qk_norm:  # scores cannot outgrow √D (Henry et al., arXiv:2010.04245)
             q, k = (F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (q, k))
         if self.rotary is not None:
-            q, k = self.rotary(q, start), self.rotary(k, start)
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
         return q, k, v
 
 
 class FeedForward(nn.Module):
-    """Thinks about each position alone: expand C → d_ff, ReLU, compress d_ff → C.
+    """Thinks about each position alone: expand C → d_ff, ReLU, compress d_ff → C."""
 
-    `activation` "relu_squared" is ReLU(x)² (So et al., "Primer", arXiv:2109.08668).
-    """
-
-    def __init__(self, d_model: int, d_ff: int, activation: str = "relu"):
+    def __init__(self, d_model: int, d_ff: int):
         super().__init__()
-        self.squared = activation == "relu_squared"
         self.linear1 = nn.Linear(d_model, d_ff)
         self.linear2 = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        hidden = F.relu(self.linear1(x))
-        return self.linear2(hidden.square() if self.squared else hidden)
+        return self.linear2(F.relu(self.linear1(x)))
 
 
 class TransformerBlock(nn.Module):
@@ -200,7 +206,6 @@ class TransformerBlock(nn.Module):
         num_heads: int,
         d_ff: int,
         dropout: float,
-        activation: str = "relu",
         qk_norm: bool = False,
         rotary: RotaryEncoding | None = None,
     ):
@@ -208,15 +213,13 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(d_model)
         self.attention = MultiHeadAttention(d_model, num_heads, dropout, qk_norm, rotary)
         self.norm2 = nn.LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, d_ff, activation)
+        self.feed_forward = FeedForward(d_model, d_ff)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, past: LayerCache | None = None) -> tuple[Tensor, LayerCache]:
-        """x (B, T, C) → (B, T, C), and this layer's keys and values."""
-        attended, present = self.attention(self.norm1(x), past)
-        x = x + self.dropout(attended)
-        x = x + self.dropout(self.feed_forward(self.norm2(x)))
-        return x, present
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """x (B, T, C), what follows on `past` → (B, T, C)."""
+        x = x + self.dropout(self.attention(self.norm1(x), past))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
 class MiniGPT(nn.Module):
@@ -228,7 +231,7 @@ class MiniGPT(nn.Module):
         max_seq_len: the most positions that the model sees at once.
         dropout: share of activations dropped in training, in [0, 1).
         positional: "sinusoidal" (added to the embedding) or "rotary" (turns queries and keys; needs an even D).
-        activation: "relu" or "relu_squared". qk_norm: normalise queries and keys, so that scores stay small.
+        qk_norm: normalise queries and keys, so that scores stay small.
         bigram_buckets: rows of the table of pair embeddings; 0 for none.
     """
 
@@ -242,45 +245,60 @@ class MiniGPT(nn.Module):
         max_seq_len: int = 256,
         dropout: float = 0.0,
         positional: str = "sinusoidal",
-        activation: str = "relu",
         qk_norm: bool = False,
         bigram_buckets: int = 0,
     ):
         super().__init__()
-        self.max_seq_len = max_seq_len
+        self.num_heads, self.max_seq_len = num_heads, max_seq_len
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.bigram_embedding = BigramEmbedding(vocab_size, d_model, bigram_buckets) if bigram_buckets else None
         self.positional_encoding = PositionalEncoding(d_model, max_seq_len) if positional == "sinusoidal" else None
         rotary = RotaryEncoding(d_model // num_heads, max_seq_len) if positional == "rotary" else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(d_model, num_heads, d_ff, dropout, activation, qk_norm, rotary) for _ in range(num_layers)
+            TransformerBlock(d_model, num_heads, d_ff, dropout, qk_norm, rotary) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size)
         # PyTorch's own N(0, 1) would drown the positional pattern (mean square 1/2) and what blocks add
         nn.init.normal_(self.token_embedding.weight, std=0.5)
 
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """(B, T) ids → (B, T, V) logits; T is at most max_seq_len."""
-        return self.step(input_ids)[0]
+        x = self.embed(input_ids, F.pad(input_ids, (1, -1)))  # id 0, <pad>, is before the first: no text has it
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
 
-    def step(self, input_ids: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
-        """As `forward`, for positions that follow those in `past`.
+    @torch.inference_mode()
+    def step(self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """As `forward`, for ids that go on where each row of `cache` ends; they are added to it.
 
-        (B, T) ids and a cache of P positions → (B, T, V) logits and the cache of P+T positions,
-        which with the next ids gives the logits of the whole sequence without computing it anew.
-        P+T is at most max_seq_len.
+        Ids, the id before each, and their positions P … P+T-1, all (B, T); P may differ by row → logits (B, T, V).
         """
-        x = self.token_embedding(input_ids)  # (B, T, C)
-        if self.bigram_embedding is not None:  # id 0, <pad>, is before the first: no text has it
-            last_id = torch.zeros_like(input_ids[:, :1]) if past is None else past.last_id
-            x = x + self.bigram_embedding(input_ids, last_id)
+        rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)  # (B, 1)
+        places = torch.arange(int(positions.max()) + 1, device=positions.device)
+        mask = (places <= positions.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, P+T)
+        x = self.embed(input_ids, previous_ids, positions)
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block(x, Past(keys, values, rows, positions, mask))
+        return self.head(self.norm(x))
+
+    def embed(self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Ids and the id before each, both (B, T), at `positions` (B, T), or from 0 on → (B, T, C)."""
+        x = self.token_embedding(input_ids)
+        if self.bigram_embedding is not None:
+            x = x + self.bigram_embedding(input_ids, previous_ids)
         if self.positional_encoding is not None:
-            x = self.positional_encoding(x, 0 if past is None else past.length)
-        x = self.dropout(x)
-        present = []
-        for layer, block in enumerate(self.blocks):
-            x, cache = block(x, None if past is None else past.layers[layer])
-            present.append(cache)
-        return self.head(self.norm(x)), Cache(present, input_ids[:, -1:])
+            x = self.positional_encoding(x, positions)
+        return self.dropout(x)
+
+    def cache(self, rows: int) -> Cache:
+        """An empty one, for `rows` texts."""
+        weight, H = self.head.weight, self.num_heads
+        shape = len(self.blocks), rows, self.max_seq_len, H, weight.shape[1] // H
+        return Cache(weight.new_zeros(shape), weight.new_zeros(shape))

@@ -96,39 +96,42 @@ class Noise:
         return self._block[position - self._start :][:count]
 
 
-def next_token(logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: Sequence[int] | None = None) -> int:
-    """Logits (V,) and the noise (V,) for them → the id.
+def next_tokens(
+    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, texts: Sequence[Sequence[int]] = ()
+) -> list[int]:
+    """Logits (N, V) and the noise (N, V) for them → N ids.
 
-    `seen`: the ids of the text so far; only the repetition penalty asks for them.
+    `texts`: the ids so far that each comes after; only the repetition penalty asks for them.
     """
     logits = logits.astype(np.float64)
-    barred = EOS + 1 if sampling.ignore_eos else EOS
-    logits[:barred] = -np.inf  # the special tokens come first
-    if sampling.repetition_penalty != 1 and seen is not None:
-        own = logits[seen]
-        logits[seen] = np.where(own > 0, own / sampling.repetition_penalty, own * sampling.repetition_penalty)
+    logits[:, : EOS + 1 if sampling.ignore_eos else EOS] = -np.inf  # the special tokens come first
+    if sampling.repetition_penalty != 1:
+        for row, seen in zip(logits, texts, strict=True):
+            own = row[seen]
+            row[seen] = np.where(own > 0, own / sampling.repetition_penalty, own * sampling.repetition_penalty)
     if sampling.temperature < GREEDY:
-        return int(logits.argmax())
+        return logits.argmax(axis=1).tolist()
     logits /= sampling.temperature
     # The best of the kept ones is the first kept one from the best of all down: nearly always the very first,
     # so that nothing need be sorted
     scores = logits + noise
-    token = int(scores.argmax())
-    while not _kept(token, logits, sampling):
-        scores[token] = -np.inf
-        token = int(scores.argmax())
-    return token
+    tokens = scores.argmax(axis=1)
+    # nearly always enough: with all of its equals it is among the k likeliest
+    own = logits[np.arange(len(tokens)), tokens, None]  # (N, 1)
+    unsure = np.count_nonzero(logits >= own, axis=1) > sampling.top_k
+    if sampling.top_p < 1 or sampling.min_p > 0:
+        unsure[:] = True
+    for row in np.flatnonzero(unsure):
+        while not _kept(tokens[row], logits[row], sampling):
+            scores[row, tokens[row]] = -np.inf
+            tokens[row] = scores[row].argmax()
+    return tokens.tolist()
 
 
 def _kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
     """Whether top-k, top-p and min-p keep `token`, by the logits (V,) over the temperature."""
-    own = logits[token]
-    # nearly always enough: with all of its equals it is among the k likeliest
-    simple = np.count_nonzero(logits >= own) <= sampling.top_k
-    if simple and sampling.top_p == 1 and sampling.min_p == 0:
-        return True
-    better = logits > own
-    better[:token] |= logits[:token] == own  # of equal logits the lower id comes first
+    better = logits > logits[token]
+    better[:token] |= logits[:token] == logits[token]  # of equal logits the lower id comes first
     if np.count_nonzero(better) >= sampling.top_k:
         return False
     weights = np.exp(logits - logits.max())

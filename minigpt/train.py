@@ -158,7 +158,9 @@ class Trainer:
         for optimizer in self.optimizers:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = learning_rate(step, self.config, self.total_steps)
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step, self.group.rank]).generate_state(1)[0]))
+        if self.model.dropout.p:
+            seeds = np.random.SeedSequence([self.config.seed, step, self.group.rank])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
 
     def _pieces(self, step: int) -> tuple[list[tuple[Tensor, Tensor]], int]:
         """This process's rows of the batch of a step, in pieces that fit into memory, and the targets of all rows."""

@@ -14,7 +14,6 @@ from minigpt.backends.torch import TorchBackend
 from minigpt.checkpoint import load_model
 from minigpt.config import ExportConfig, load_params
 from minigpt.dataset import Batches, Tokens
-from minigpt.draft import Draft, build_draft
 from minigpt.export import check_parity, check_quality, max_logit_difference, validation_loss
 from minigpt.files import atomic_write
 from minigpt.graph import to_onnx
@@ -32,8 +31,7 @@ def main() -> None:
     tokenizer = tokenizer_from_dict(metadata["tokenizer"])
     tokens = Tokens(project.TOKENS, tokenizer)
     with tracking.model_run(project.MODEL) as run:
-        draft = build_draft(tokens.ids["train"], tokenizer.vocab_size)
-        data = to_onnx(model, metadata, draft)
+        data = to_onnx(model, metadata)
         with _opened(data) as backend:
             difference = max_logit_difference(TorchBackend(model, tokenizer), backend)
             check_parity(difference, config.tolerance)
@@ -43,9 +41,11 @@ def main() -> None:
                 "bytes": len(data),
             }
             shutil.rmtree(project.INT8_MODEL.parent, ignore_errors=True)
-            project.INT8_MODEL.parent.mkdir(parents=True)  # an out, empty where nothing is quantized
-            if config.quantize is not None:
-                result["int8"] = _quantize(config, model, metadata, draft, backend, tokens)
+            project.INT8_MODEL.parent.mkdir(parents=True)
+            if config.quantize is None:  # the folder is an out, and DVC does not like empty ones
+                (project.INT8_MODEL.parent / "none").write_text("export.quantize is null\n")
+            else:
+                result["int8"] = _quantize(config, model, metadata, backend, tokens)
         atomic_write(project.ONNX_MODEL, data)
         project.REPORTS.mkdir(exist_ok=True)
         project.EXPORT.write_text(json.dumps(result, indent=1) + "\n")
@@ -55,17 +55,17 @@ def main() -> None:
 
 
 def _quantize(
-    config: ExportConfig, model: MiniGPT, metadata: dict[str, Any], draft: Draft, full: OnnxBackend, tokens: Tokens
+    config: ExportConfig, model: MiniGPT, metadata: dict[str, Any], full: OnnxBackend, tokens: Tokens
 ) -> dict[str, Any]:
     """Write the quantized model if it is nearly as good as the `full` one; returns how good."""
     split = tokens.val_split
     batches = Batches(tokens.ids[split], metadata["train"]["layout"], batch_size=1, max_seq_len=model.max_seq_len)
-    with _opened(to_onnx(model, metadata, draft, config.quantize)) as backend:
+    with _opened(to_onnx(model, metadata, config.quantize)) as backend:
         loss, expected = validation_loss(backend, batches), validation_loss(full, batches)
     check_quality(loss, expected, config.max_quality_loss)
     bits = bits_per(tokens.info[split].characters, loss, batches.num_targets)
     quality = {"bits_per_char": bits, "quality_loss": loss / expected - 1}
-    data = to_onnx(model, {**metadata, "quantization": {"type": config.quantize, **quality}}, draft, config.quantize)
+    data = to_onnx(model, {**metadata, "quantization": {"type": config.quantize, **quality}}, config.quantize)
     atomic_write(project.INT8_MODEL, data)
     log.info("%s: %.1f MB, loss %.4f in place of %.4f", project.INT8_MODEL, len(data) / 1e6, loss, expected)
     return {**quality, "bytes": len(data)}

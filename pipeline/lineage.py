@@ -123,5 +123,5 @@ def flops_per_token(model: MiniGPT) -> float:
     appendix B).
     """
     looked_up = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
-    multiplied = sum(parameter.numel() for parameter in model.parameters()) - looked_up
+    multiplied = model.num_parameters - looked_up
     return 6 * multiplied + 12 * len(model.blocks) * model.head.in_features * model.max_seq_len

@@ -65,7 +65,7 @@ def _facts(params: Params, tokens: Tokens, device: torch.device, group: Group) -
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
+    lock = _lock(folder)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -77,11 +77,18 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_suffix(".lock"))
+
+
 def _tell_what_differs(folder: Path, facts: dict[str, Any]) -> None:
     """Where another training lies unfinished, say why it is not gone on with."""
-    with contextlib.suppress(FileNotFoundError):  # another process may be finishing it
+    with contextlib.suppress(Timeout, FileNotFoundError):  # another process is at it, or has just finished it
         notes = [note for note in folder.glob("*/facts.json") if any(note.parent.glob("step-*"))]
-        if notes:
-            latest = json.loads(max(notes, key=lambda note: note.stat().st_mtime).read_text())
-            differing = [name for name in facts if facts[name] != latest.get(name)]
+        if not notes:
+            return
+        note = max(notes, key=lambda note: note.stat().st_mtime)
+        with _lock(note.parent).acquire(blocking=False):
+            theirs = json.loads(note.read_text())
+            differing = [name for name in facts if facts[name] != theirs.get(name)]
             log.info("starting afresh: the unfinished training differs in %s", ", ".join(differing))

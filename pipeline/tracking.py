@@ -160,7 +160,7 @@ class TrainingRun(Run):
         tags = {**origin, **lineage.machine()}
         if params.train.init_from is not None:
             tags["init_from_md5"] = project.file_digest(Path(params.train.init_from), "md5")
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        parameters = trainer.model.num_parameters
 
         def begin() -> None:
             if note.exists() and not self.id:

@@ -18,6 +18,7 @@ from minigpt.checkpoint import ResumeStore, load_model, save
 from minigpt.config import ModelConfig, Params, load_params
 from minigpt.dataset import Batches, Tokens
 from minigpt.distributed import Group
+from minigpt.draft import build_draft
 from minigpt.errors import UserError
 from minigpt.finetune import adapt_vocabulary
 from minigpt.loss import bits_per
@@ -179,8 +180,9 @@ def _metadata(
     return {
         "format": 1,
         "config": {"vocab_size": tokenizer.vocab_size, **params.model.model_dump()},
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": model.num_parameters,
         "tokenizer": tokenizer.to_dict(),
+        "draft": build_draft(tokens.ids["train"], tokenizer.vocab_size).to_text(),
         "train": params.train.model_dump(),
         "training": training,
         "lineage": {"data_sha256": tokens.sha256(), "code_sha256": project.code_sha256("train")},

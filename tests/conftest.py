@@ -49,7 +49,6 @@ def full(request) -> bool:
 # each idea beyond the classic architecture alone, and all together
 SWITCHES = [
     {"positional": "rotary"},
-    {"activation": "relu_squared"},
     {"qk_norm": True},
     {"bigram_buckets": 97},
 ]

@@ -1,11 +1,14 @@
 """A real training process, killed at random moments: what it ends in is the same to the byte."""
 
 import random
+import re
+import shutil
 import signal
 import sys
 import time
 
 from conftest import Project, states, wait_for
+from filelock import FileLock
 
 TRAIN = (sys.executable, "-m", "pipeline.train")
 MODEL = "models/minigpt.safetensors"
@@ -42,6 +45,13 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(project, full):
     assert [report.read_bytes() for report in reports] == expected
 
 
+def test_a_file_in_the_place_of_the_states_is_named(project):
+    shutil.rmtree(project.root / ".minigpt", ignore_errors=True)
+    (project.root / ".minigpt").write_text("")
+    out = project.run(*TRAIN, code=1)
+    assert re.fullmatch(r"\S+\.minigpt/\S+: cannot be used \(Not a directory\); mend that and try again\n", out)
+
+
 def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_training_starts_afresh(project):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     project.run(*TRAIN)
@@ -56,6 +66,10 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_traini
     newest.write_bytes(data)
 
     project.edit("params.yaml", "weight_decay: 0.1", "weight_decay: 0.2")
+    with FileLock(newest.parent.with_suffix(".lock")):  # as a process has that trains it
+        project.edit("params.yaml", "max_steps: 300", "max_steps: 30")
+        assert "starting afresh" not in project.run(*TRAIN)
+        project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     out = project.run(*TRAIN)
     assert "starting afresh: the unfinished training differs in train.weight_decay\n" in out
     assert (project.root / MODEL).read_bytes() != expected

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt import draft as draft_module
+from minigpt.backends import Backend
 from minigpt.backends.onnx import OnnxBackend
+from minigpt.backends.torch import TorchBackend
 from minigpt.draft import CONTEXT, STEP, Draft, build_draft
 from minigpt.graph import to_onnx
 from minigpt.inference import generate_ids
@@ -84,23 +86,27 @@ def test_a_table_survives_the_file_and_damage_is_noticed():
             Draft.from_text(damaged, V)
 
 
-@pytest.fixture(scope="module")
-def speculating(trained, tokenizer, sentences, tmp_path_factory) -> OnnxBackend:
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def speculating(request, trained, tokenizer, sentences, tmp_path_factory) -> Backend:
     ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
+    draft = build_draft(ids, tokenizer.vocab_size).to_text()
+    metadata = {"config": {"max_seq_len": 64}, "tokenizer": tokenizer.to_dict(), "draft": draft}
+    if request.param == "torch":
+        return TorchBackend(trained.model, tokenizer, metadata)
     path = tmp_path_factory.mktemp("draft") / "model.onnx"
-    metadata = {"config": {"max_seq_len": 64}, "tokenizer": tokenizer.to_dict()}
-    path.write_bytes(to_onnx(trained.model, metadata, build_draft(ids, tokenizer.vocab_size)))
+    path.write_bytes(to_onnx(trained.model, metadata))
     return OnnxBackend(path)
 
 
-def test_speculation_changes_nothing(speculating, trained, monkeypatch, full):
+def test_speculation_changes_nothing(speculating, monkeypatch, full):
     table, rng = speculating.draft, np.random.default_rng(0)
     nonsense = Draft(rng.normal(size=(50, 40)), rng.integers(50, size=(50, 40)))
     runs: list[int] = []
     saved = []
-    read = type(speculating.memory(1)).read
-    monkeypatch.setattr("minigpt.backends.onnx.OnnxMemory.read", lambda *args: runs.append(1) or read(*args))
-    for seed in range(1000 if full else 60):
+    memory = type(speculating.memory(1))
+    read = memory.read
+    monkeypatch.setattr(memory, "read", lambda *args: runs.append(1) or read(*args))
+    for seed in range(1000 if full else 30):
         sampling = Sampling(
             *([0.0, 0.8, 1.5][seed % 3], [50, 5][seed % 2], 1.0, 0.0, [1.0, 1.2][seed % 4 == 0]),
             ignore_eos=seed % 5 > 0,

@@ -16,7 +16,7 @@ def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
     # the written-out way, which uses the very weights
     used = []
     slow = figures.attention_weights
-    monkeypatch.setattr("minigpt.model.attention_weights", lambda q, k: used.append(slow(q, k)) or used[-1])
+    monkeypatch.setattr("minigpt.model.attention_weights", lambda *args: used.append(slow(*args)) or used[-1])
     for block in model.blocks:
         monkeypatch.setattr(block.attention, "fast", False)
     with torch.inference_mode():

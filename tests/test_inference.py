@@ -8,7 +8,7 @@ from minigpt.backends.torch import TorchBackend
 from minigpt.errors import UserError
 from minigpt.inference import Text, generate, generate_ids, window_start, write
 from minigpt.model import MiniGPT
-from minigpt.sampling import Sampling, gumbel_noise, next_token
+from minigpt.sampling import Sampling, gumbel_noise, next_tokens
 from minigpt.tokenizer import EOS, BPETokenizer, CharTokenizer
 
 GREEDY = Sampling(temperature=0)
@@ -26,8 +26,8 @@ class Uncached:
         while len(ids) < first + count and ids[-1:] != [EOS]:
             window = ids[window_start(len(ids), self.max_seq_len) :]
             logits = self.backend.memory(1).read(0, np.array(window), 0)[-1]
-            (noise,) = gumbel_noise(sampling.seed, sample, len(ids), self.tokenizer.vocab_size)
-            ids.append(next_token(logits, noise, sampling, ids))
+            noise = gumbel_noise(sampling.seed, sample, len(ids), self.tokenizer.vocab_size)
+            ids += next_tokens(logits[None], noise, sampling, [ids])
         return ids[first:]
 
 

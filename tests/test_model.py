@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.model import (
+    Cache,
     MiniGPT,
-    MultiHeadAttention,
     PositionalEncoding,
     RotaryEncoding,
     TransformerBlock,
@@ -53,27 +53,33 @@ def test_the_attention_formula_equals_pytorch_s(heads, new, past, seed):
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(2, heads, new, 8, generator=generator)
     k, v = torch.randn(2, 2, heads, past + new, 8, generator=generator)
-    weights = attention_weights(q, k)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, new))
     mask = torch.arange(past + new) <= past + torch.arange(new).unsqueeze(1)
+    weights = attention_weights(q, k, mask)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, new))
     torch.testing.assert_close(weights @ v, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    causal = attention_weights(q, k[:, :, :new]) @ v[:, :, :new]
+    expected = F.scaled_dot_product_attention(q, k[:, :, :new], v[:, :, :new], is_causal=True)
+    torch.testing.assert_close(causal, expected)
 
 
-def test_the_fast_path_computes_the_same(ids):
-    attention = MultiHeadAttention(24, num_heads=3, dropout=0.0)
-    x = torch.randn(2, L, 24, generator=torch.Generator().manual_seed(2))
-    fast, (k, v) = attention(x)
-    fast_cached, _ = attention(x[:, 5:], (k[:, :, :5], v[:, :, :5]))
-    attention.fast = False
-    torch.testing.assert_close(attention(x)[0], fast)
-    torch.testing.assert_close(attention(x[:, 5:], (k[:, :, :5], v[:, :, :5]))[0], fast_cached)
+def test_the_fast_path_computes_the_same(model, ids):
+    def both() -> list[torch.Tensor]:
+        return [model(ids), *read_in_pieces(model, ids, 5)]
+
+    fast = both()
+    for block in model.blocks:
+        block.attention.fast = False
+    slow = both()
+    for block in model.blocks:
+        block.attention.fast = True
+    torch.testing.assert_close(slow, fast, rtol=1e-4, atol=1e-5)
 
 
 def test_a_block_normalises_first_and_adds(ids):
     block = TransformerBlock(24, num_heads=3, d_ff=48, dropout=0.0)
     x = torch.randn(2, 5, 24)
-    y = x + block.attention(block.norm1(x))[0]
-    torch.testing.assert_close(block(x)[0], y + block.feed_forward(block.norm2(y)))
+    y = x + block.attention(block.norm1(x))
+    torch.testing.assert_close(block(x), y + block.feed_forward(block.norm2(y)))
 
 
 def test_no_logit_depends_on_a_later_token(model, ids):
@@ -88,26 +94,40 @@ def test_no_logit_depends_on_a_later_token(model, ids):
 
 @given(st.integers(0, L - 1), st.integers(0, L - 1))
 def test_cached_logits_equal_uncached_ones(model, ids, first, second):
-    whole = model(ids)
-    past, parts = None, []
-    borders = sorted({0, first, second, L})
-    for start, end in pairwise(borders):
-        logits, past = model.step(ids[:, start:end], past)
-        parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+    logits = torch.cat(read_in_pieces(model, ids, first, second), dim=1)
+    torch.testing.assert_close(logits, model(ids), rtol=1e-4, atol=1e-5)
 
 
-def test_cached_one_by_one_equals_uncached_at_every_length(model, ids):
-    past = None
-    for t in range(L):
-        logits, past = model.step(ids[:, t : t + 1], past)
-        torch.testing.assert_close(logits[:, 0], model(ids[:, : t + 1])[:, -1], rtol=1e-4, atol=1e-5)
+@given(st.lists(st.integers(0, L - 1), min_size=3, max_size=3))
+def test_rows_of_a_cache_may_differ_in_length(model, ids, lengths):
+    whole, cache = model(ids), model.cache(len(ids))
+    cache.keys.fill_(9), cache.values.fill_(9)  # as a text before may have left it
+    for row, length in enumerate(lengths):
+        if length:
+            read(model, ids[row : row + 1], 0, length, cache.row(row))
+    at = torch.tensor(lengths).unsqueeze(1)
+    previous = F.pad(ids, (1, 0)).gather(1, at)
+    logits = model.step(ids.gather(1, at), previous, at, cache)
+    torch.testing.assert_close(logits[:, 0], whole[torch.arange(3), lengths], rtol=1e-4, atol=1e-5)
+
+
+def read(model: MiniGPT, ids: torch.Tensor, start: int, end: int, cache: Cache) -> torch.Tensor:
+    """The logits of `ids` (B, T) at the positions from `start` to `end`, of which those before are in the cache."""
+    positions = torch.arange(start, end).expand(len(ids), -1)
+    return model.step(ids[:, start:end], F.pad(ids, (1, 0))[:, start:end], positions, cache)
+
+
+def read_in_pieces(model: MiniGPT, ids: torch.Tensor, *borders: int) -> list[torch.Tensor]:
+    cache = model.cache(len(ids))
+    pieces = pairwise(sorted({0, *borders, ids.shape[1]}))
+    return [read(model, ids, start, end, cache) for start, end in pieces]
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
     rotary = RotaryEncoding(head_dim=8, max_seq_len=L)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
-    scores = {(i, j): (rotary(q, i) * rotary(k, j)).sum().item() for i in range(L) for j in range(L)}
+    at = torch.arange(L)[:, None, None]  # (L, 1, 1): each position alone
+    scores = {(i, j): (rotary(q, at[i]) * rotary(k, at[j])).sum().item() for i in range(L) for j in range(L)}
     for (i, j), score in scores.items():
         assert score == pytest.approx(scores[max(i - j, 0), max(j - i, 0)], abs=1e-5)
     assert scores[0, 0] == pytest.approx((q * k).sum().item())

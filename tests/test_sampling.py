@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from minigpt.errors import UserError
 from minigpt.logits import log_probabilities
-from minigpt.sampling import NEVER_SAMPLED, Noise, Sampling, gumbel_noise, next_token
+from minigpt.sampling import NEVER_SAMPLED, Noise, Sampling, gumbel_noise, next_tokens
 from minigpt.tokenizer import EOS
 
 SAMPLINGS = st.builds(
@@ -49,11 +49,13 @@ def reference(logits, noise, sampling, seen) -> int:
     SAMPLINGS,
     st.sets(st.integers(0, 59)),
 )
-def test_next_token_is_that_of_the_documented_order(eighths, sampling, seen):
+def test_next_tokens_are_those_of_the_documented_order(eighths, sampling, seen):
     logits = (eighths / 8).astype(np.float32)
-    (noise,) = gumbel_noise(sampling.seed, 1, 7, len(logits))
+    noise = gumbel_noise(sampling.seed, 1, 7, len(logits), count=3)
     seen = [token for token in seen if token < len(logits)] * 2  # a text has a token more than once
-    assert next_token(logits, noise, sampling, seen) == reference(logits, noise, sampling, set(seen))
+    texts = [seen, [], seen[:1]]
+    expected = [reference(logits, row, sampling, set(text)) for row, text in zip(noise, texts, strict=True)]
+    assert next_tokens(np.tile(logits, (3, 1)), noise, sampling, texts) == expected
 
 
 def test_noise_is_a_function_of_seed_sample_and_position():
@@ -74,7 +76,7 @@ def test_noise_is_a_function_of_seed_sample_and_position():
 
 def test_it_samples_the_softmax():
     values = np.array([0, 0, 0, 0, 1, 2, 3], dtype=np.float32)
-    drawn = [next_token(values, noise, Sampling(temperature=0.7)) for noise in gumbel_noise(0, 0, 0, 7, 20_000)]
+    drawn = next_tokens(np.tile(values, (20_000, 1)), gumbel_noise(0, 0, 0, 7, 20_000), Sampling(temperature=0.7))
     expected = np.exp(values / 0.7) * ~np.isin(np.arange(7), NEVER_SAMPLED)
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, expected / expected.sum(), atol=0.015)
 
@@ -82,7 +84,7 @@ def test_it_samples_the_softmax():
 def test_a_tiny_temperature_is_greedy_and_nothing_overflows():
     values = np.array([0, 0, 0, 1, 5, -1e30], dtype=np.float32)
     for temperature in (1e-300, 1e-10, 1e-8):
-        assert next_token(values, gumbel_noise(0, 0, 0, 6)[0], Sampling(temperature)) == 4
+        assert next_tokens(values[None], gumbel_noise(0, 0, 0, 6), Sampling(temperature)) == [4]
 
 
 def test_log_probability_is_the_model_s_own():

@@ -7,6 +7,8 @@ import numpy as np
 from minigpt.draft import Draft
 from minigpt.tokenizer import Tokenizer
 
+TOGETHER = 16  # texts that share a run of the model, where that pays
+
 
 class Memory(Protocol):
     """What a backend keeps of several texts, a row each: the keys and values of what it has read."""
@@ -27,6 +29,11 @@ class Backend(Protocol):
     max_seq_len: int
     draft: Draft | None  # what guesses the next tokens, where the model file has it
     guesses: int  # how many to make before a run
+
+    @property
+    def rows(self) -> int:
+        """How many texts are best written together."""
+        ...
 
     def memory(self, rows: int) -> Memory:
         """A new one, for `rows` texts."""

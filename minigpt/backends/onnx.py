@@ -12,8 +12,8 @@ with B texts, T new ids of each, V vocabulary, S = max_seq_len, H heads, E chann
     present_key_i     float32  (B, H, S, E)   the past with T positions more; may be the very memory of the past,
     present_value_i   float32  (B, H, S, E)   and then nothing is copied
 
-and in its metadata, under "minigpt", a JSON text with "config", "tokenizer" and "training", and under
-"draft", if it is there, a table of guesses (`minigpt/draft.py`).
+and in its metadata, under "minigpt", a JSON text with the "config", the "tokenizer", how "training" ended, and
+the "draft", a table of guesses (`minigpt/draft.py`).
 `examples/generate.py` is a program that needs nothing else.
 """
 
@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime import OrtValue
 
+from minigpt.backends import TOGETHER
 from minigpt.draft import Draft
 from minigpt.errors import UserError
 from minigpt.tokenizer import tokenizer_from_dict
@@ -45,19 +46,23 @@ class OnnxBackend:
         """`threads`: of ONNX Runtime; 0: one for a small model, else as many as there are cores."""
         self.session = _open(path, threads)
         try:
-            texts = self.session.get_modelmeta().custom_metadata_map
-            self.metadata: dict[str, Any] = json.loads(texts["minigpt"])
+            self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["minigpt"])
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
             # as many as read in little more time than one: 8-bit products want small batches
-            self.guesses = 2 if "quantization" in self.metadata else 5
-            self.draft: Draft | None = None
-            if "draft" in texts:
-                self.draft = Draft.from_text(texts["draft"], self.tokenizer.vocab_size)
+            quantized = "quantization" in self.metadata
+            self.guesses = 2 if quantized else 5
+            self._small = path.stat().st_size < SMALL and not quantized
+            self.draft = Draft.of(self.metadata, self.tokenizer.vocab_size)
             _, self._heads, _, self._channels = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: an ONNX file, but not one that this version of MiniGPT exported") from None
+
+    @property
+    def rows(self) -> int:
+        """A run of a small model costs so little that guesses save more than reading texts together does."""
+        return 1 if self._small and self.draft else TOGETHER
 
     def memory(self, rows: int) -> "OnnxMemory":
         shape = (rows, self._heads, self.max_seq_len, self._channels)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minigpt.backends import TOGETHER
 from minigpt.checkpoint import load_model
 from minigpt.draft import Draft
 from minigpt.errors import UserError
@@ -20,8 +21,8 @@ class TorchBackend:
         """`metadata`: of the checkpoint that the model comes from."""
         self.model, self.tokenizer, self.metadata = model, tokenizer, metadata or {}
         self.max_seq_len = model.max_seq_len
-        self.draft: Draft | None = None
-        self.guesses = 5
+        self.draft = Draft.of(self.metadata, tokenizer.vocab_size)
+        self.guesses, self.rows = 5, TOGETHER
 
     @classmethod
     def load(cls, path: Path) -> "TorchBackend":
@@ -40,25 +41,20 @@ class TorchMemory:
     """See `minigpt.backends.Memory`."""
 
     def __init__(self, model: MiniGPT, rows: int):
-        self._model = model
-        self._device = next(model.parameters()).device
-        self._ids = np.zeros((rows, model.max_seq_len), dtype=np.int64)
-        self._caches: list[Cache | None] = [None] * rows
+        self._model, self._cache = model, model.cache(rows)
+        self._ids = np.zeros((rows, model.max_seq_len + 1), dtype=np.int64)  # what has been read, a <pad> before it
 
-    @torch.inference_mode()
     def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
-        self._ids[row, past : past + len(ids)] = ids
-        cache = _first(self._caches[row], past, int(self._ids[row, past - 1])) if past else None
-        logits, self._caches[row] = self._model.step(torch.from_numpy(ids[None]).to(self._device), cache)
-        return logits[0].float().cpu().numpy()
+        positions = np.arange(past, past + len(ids))[None]
+        return self._run(self._cache.row(row), self._ids[row : row + 1], ids[None], positions)[0]
 
     def step(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
-        # the model takes a batch only of rows of one length, so one after another
-        return np.concatenate([self.read(row, ids[row : row + 1], int(past[row])) for row in range(len(ids))])
+        return self._run(self._cache, self._ids, ids[:, None], past[:, None])[:, 0]
 
-
-def _first(cache: Cache | None, length: int, last_id: int) -> Cache:
-    """The cache as it was after its first `length` positions, the last of them `last_id`."""
-    assert cache
-    layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in cache.layers]
-    return Cache(layers, torch.full_like(cache.last_id, last_id))
+    def _run(self, cache: Cache, known: np.ndarray, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Ids and their positions (B, T), in B rows with the `known` ids (B, S + 1) → logits (B, T, V)."""
+        rows = np.arange(len(ids))[:, None]
+        known[rows, positions + 1] = ids
+        inputs = torch.from_numpy(np.stack((ids, known[rows, positions], positions))).to(cache.keys.device)
+        logits = self._model.step(inputs[0], inputs[1], inputs[2], cache)
+        return logits.float().cpu().numpy()
