@@ -57,7 +57,11 @@ def _opened() -> Any:
         experiment = mlflow.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             location = (folder / "artifacts").as_uri() if is_local() else None
-            mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+            try:
+                mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+            except mlflow.exceptions.MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # on a server somebody else may be faster
+                    raise
     mlflow.set_experiment(EXPERIMENT)
     link = project.root() / "mlflow.db"
     if is_local() and not link.is_symlink() and not link.exists():

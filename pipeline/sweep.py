@@ -96,8 +96,7 @@ def _study(folder: Path, name: str, space: Space) -> optuna.Study:
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # not the same guesses again
     facts = _facts(space)
     before = study.user_attrs.get("facts", facts)
-    differing = sorted(fact for fact in facts.keys() | before.keys() if facts.get(fact) != before.get(fact))
-    if differing:
+    if differing := sorted(fact for fact in facts.keys() & before.keys() if facts[fact] != before[fact]):
         raise UserError(f"--name: {name!r} was begun with another {', '.join(differing)}; choose another name")
     study.set_user_attr("facts", facts)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # it was killed

