@@ -15,7 +15,7 @@ def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> fl
     """The largest difference of a logit between the backends, over every length 1 … max_seq_len.
 
     Random ids, in 1 to 4 rows. What `expected` reads at one go, `found` reads at one go, then again
-    from a random position on, with the positions before it cached, and last of all its last id, in all
+    from a random position on, with the positions before it cached. Last of all both read the last ids, of all
     rows together, each with another number of cached positions.
     """
     rng = np.random.default_rng(seed)
@@ -31,8 +31,9 @@ def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> fl
             worst = max(worst, _gap(ours.read(row, ids, 0), wanted[row]))
             past = int(rng.integers(len(ids)))
             worst = max(worst, _gap(ours.read(row, ids[past:], past), wanted[row][past:]))
-        stepped = ours.step(np.array([ids[-1] for ids in texts]), lengths - 1)
-        worst = max(worst, _gap(stepped, np.stack([logits[-1] for logits in wanted])))
+        for memory in (theirs, ours):
+            stepped = memory.step(np.array([ids[-1] for ids in texts]), lengths - 1)
+            worst = max(worst, _gap(stepped, np.stack([logits[-1] for logits in wanted])))
     return worst
 
 

@@ -90,7 +90,7 @@ class BigramEmbedding(nn.Module):
 class Cache(NamedTuple):
     """Keys and values of the positions that B texts have behind them, so that they need not be computed again.
 
-    Each text has a row of S places, one a position. What is in the places from P on counts for nothing, if it is finite.
+    Each text has a row of S places, one a position. What is in those from P on counts for nothing, if it is finite.
     """
 
     keys: Tensor  # (num_layers, B, S, H, D)

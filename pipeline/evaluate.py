@@ -39,7 +39,7 @@ def main() -> None:
         accuracy_by_class(predictions, tokenizer).to_csv(ACCURACY, index=False)
         mistakes(predictions, tokenizer).to_csv(project.MISTAKES, index=False)
         SAMPLES.write_text(_samples(TorchBackend(model, tokenizer), config), encoding="utf-8")
-        run.report("evaluate", result, [project.EVALUATION, ACCURACY, project.MISTAKES, SAMPLES])
+        run.report("evaluate", config, result, [project.EVALUATION, ACCURACY, project.MISTAKES, SAMPLES])
     if split == "train":
         log.warning("nothing is held out of this corpus: these figures are of the training split itself")
     log.info("loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f", result)

@@ -49,7 +49,7 @@ def main() -> None:
         atomic_write(project.ONNX_MODEL, data)
         project.REPORTS.mkdir(exist_ok=True)
         project.EXPORT.write_text(json.dumps(result, indent=1) + "\n")
-        run.report("export", result, [project.EXPORT])
+        run.report("export", config, result, [project.EXPORT])
         run.onnx_model(project.ONNX_MODEL)
     log.info("%s: %.1f MB, logits within %.1g of PyTorch's", project.ONNX_MODEL, len(data) / 1e6, difference)
 

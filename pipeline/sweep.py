@@ -56,6 +56,7 @@ def main() -> None:
 def _search(study: optuna.Study, space: Space, trials: int) -> None:
     try:
         while (todo := trials - len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))) > 0:
+            _check_facts(study, space)  # also those of a search that goes on for hours
             log.info("%d trials to go", todo)
             _run_trial(study, space)
     finally:
@@ -94,15 +95,20 @@ def _study(folder: Path, name: str, space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(study_name=name, storage=f"sqlite:///{folder / name}.db", load_if_exists=True)
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # not the same guesses again
-    facts = _facts(space)
-    before = study.user_attrs.get("facts", facts)
-    if differing := sorted(fact for fact in facts.keys() & before.keys() if facts[fact] != before[fact]):
-        raise UserError(f"--name: {name!r} was begun with another {', '.join(differing)}; choose another name")
-    study.set_user_attr("facts", facts)
+    _check_facts(study, space)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # it was killed
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
     return study
+
+
+def _check_facts(study: optuna.Study, space: Space) -> None:
+    facts = _facts(space)
+    before = study.user_attrs.get("facts", facts)
+    if differing := sorted(fact for fact in facts.keys() & before.keys() if facts[fact] != before[fact]):
+        name = study.study_name
+        raise UserError(f"--name: {name!r} was begun with another {', '.join(differing)}; choose another name")
+    study.set_user_attr("facts", facts)
 
 
 def _facts(space: Space) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.checkpoint import load
+from minigpt.errors import UserError
 from pipeline import content, lineage, project, store
 from pipeline.history import Snapshot, committed
 from pipeline.store import client, mlflow
@@ -27,8 +28,7 @@ def sync() -> Iterator[str]:
             yield f"restored from commit {snapshot.revision[:7]}: {_restore(snapshot)}"
         run = content.find(snapshot.model_md5)
         if "onnx_model" not in run.data.tags and (data := snapshot.onnx_model(snapshot.model_md5)):
-            _log_onnx_model(run.info.run_id, data)
-            yield f"its exported model, too: {run.info.run_name}"
+            yield _log_onnx_model(run, data)
 
 
 def _local_client() -> Any:
@@ -87,6 +87,8 @@ def _complete_present() -> None:
         content.restore_reports(run.info.run_id, Snapshot(), md5)
     if "onnx_model" not in run.data.tags and _exported():
         content.log_onnx_model(run.info.run_id, project.ONNX_MODEL)
+    held_out = load(project.MODEL)[1]["training"]["held_out"]
+    content.log_tags(run.info.run_id, content.identity(project.MODEL, held_out))  # Git alone did not know all of it
     content.write_card(run.info.run_id)
 
 
@@ -96,11 +98,15 @@ def _exported() -> bool:
     return file.exists() and OnnxBackend(file).metadata == load(project.MODEL)[1]
 
 
-def _log_onnx_model(run_id: str, data: bytes) -> None:
+def _log_onnx_model(run: Any, data: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / project.ONNX_MODEL.name
         file.write_bytes(data)
-        content.log_onnx_model(run_id, file)
+        try:
+            content.log_onnx_model(run.info.run_id, file)
+        except UserError:
+            return f"left out: the exported model of {run.info.run_name}, made by another version of MiniGPT"
+    return f"its exported model, too: {run.info.run_name}"
 
 
 def _restore(snapshot: Snapshot) -> str:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import Params, load_params
+from pydantic import BaseModel
+
+from minigpt.config import Params
 from minigpt.dataset import Tokens
 from minigpt.errors import UserError
 from minigpt.model import MiniGPT
@@ -113,10 +115,10 @@ class Run:
         """Nothing is told yet."""
         self.id, self._told = "", 0
 
-    def report(self, stage: str, values: dict[str, Any], files: list[Path]) -> None:
-        """Log the numbers and the files of a stage, and write the model's card anew."""
+    def report(self, stage: str, config: BaseModel, values: dict[str, Any], files: list[Path]) -> None:
+        """Log the numbers and the files of a stage, made with `config`, and write the model's card anew."""
         reports = {file: file.read_text(encoding="utf-8") for file in files}
-        params = lineage.flatten(load_params().model_dump())
+        params = lineage.flatten({stage: config.model_dump()})
         self.tell(lambda: content.log_reports(self.id, stage, params, values, reports))
         if stage == "evaluate":
             self.tell(lambda: content.log_model_figures(self.id, project.MODEL))

@@ -11,7 +11,9 @@ from minigpt import draft as draft_module
 from minigpt.backends import Backend
 from minigpt.backends.onnx import OnnxBackend
 from minigpt.backends.torch import TorchBackend
+from minigpt.checkpoint import save
 from minigpt.draft import CONTEXT, STEP, Draft, build_draft
+from minigpt.errors import UserError
 from minigpt.graph import to_onnx
 from minigpt.inference import generate_ids
 from minigpt.sampling import Sampling, gumbel_noise
@@ -96,6 +98,15 @@ def speculating(request, trained, tokenizer, sentences, tmp_path_factory) -> Bac
     path = tmp_path_factory.mktemp("draft") / "model.onnx"
     path.write_bytes(to_onnx(trained.model, metadata))
     return OnnxBackend(path)
+
+
+def test_a_checkpoint_with_a_damaged_table_is_named(trained, tokenizer, tmp_path):
+    config = {"vocab_size": 40, "d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64}
+    for draft in (5, None, "A"):
+        metadata = {"config": config, "tokenizer": tokenizer.to_dict(), "draft": draft}
+        save(tmp_path / "model.safetensors", trained.model.state_dict(), metadata)
+        with pytest.raises(UserError, match="not a model of this version of MiniGPT"):
+            TorchBackend.load(tmp_path / "model.safetensors")
 
 
 def test_speculation_changes_nothing(speculating, monkeypatch, full):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import ARCHITECTURES, unlike_at_first
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,11 +32,12 @@ class Uncached:
         return ids[first:]
 
 
-@pytest.fixture(scope="module")
-def untrained(tokenizer) -> TorchBackend:
+@pytest.fixture(scope="module", params=[ARCHITECTURES[0], ARCHITECTURES[-1]], ids=["classic", "fast"])
+def untrained(request, tokenizer) -> TorchBackend:
     torch.manual_seed(0)
-    model = MiniGPT(tokenizer.vocab_size, d_model=32, num_heads=2, num_layers=2, d_ff=64, max_seq_len=12)
-    return TorchBackend(model.eval(), tokenizer)
+    sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
+    model = MiniGPT(tokenizer.vocab_size, **sizes, **request.param)
+    return TorchBackend(unlike_at_first(model).eval(), tokenizer)
 
 
 def test_the_trained_model_knows_the_fox(trained):

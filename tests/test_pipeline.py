@@ -18,6 +18,7 @@ import tokenizers
 from conftest import ROOT, Project, states, wait_for
 
 from minigpt.backends.onnx import OnnxBackend
+from minigpt.backends.torch import TorchBackend
 
 
 def store(project: Project):
@@ -89,7 +90,10 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     assert steps == [5, 10, 15, 20, 25, 30]
     last = run.data.metrics
     assert {"gradient_norm", "cpu_seconds", "peak_memory_mib"} <= set(last)
-    assert last["parameters"] == OnnxBackend(reproduced.root / "models/minigpt.onnx").metadata["parameters"]
+    backends = [OnnxBackend(reproduced.root / "models/minigpt.onnx")]
+    backends.append(TorchBackend.load(reproduced.root / "models/minigpt.safetensors"))
+    assert all(backend.draft for backend in backends)
+    assert last["parameters"] == backends[0].metadata["parameters"]
     assert last["tokens"] == 30 * 4 * 32
     assert last["flops"] > 6 * last["tokens"] * 0.8 * last["parameters"]
     assert 0 < last["wall_seconds"] < 600
