@@ -38,7 +38,8 @@ class Way:
         written, runs = sum(len(text.written) for text in self.texts), sum(text.runs for text in self.texts)
         return {
             "texts": self.rows,
-            "tokens_per_second": round(statistics.median(self.speeds), 1),
+            "guesses": self.rows == 1 and self.guess and self.backend.draft is not None,
+            "tokens_per_second": round(statistics.median(self.speeds)),
             "tokens_per_run": round(written / runs, 3),
             "guesses_right": round(sum(text.right for text in self.texts) / guessed, 3) if guessed else None,
         }

@@ -424,6 +424,8 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool = False, as_csv: bool
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else visible(str(value))
 
 

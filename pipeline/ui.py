@@ -51,8 +51,11 @@ def main() -> None:
         return
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", PORT, "--workers", "1"]
+    # or it writes a line for each request, and its own tracebacks after Ctrl-C
+    command += ["--uvicorn-opts", "--log-level=critical"]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode)
+        sys.exit(subprocess.run(command, env={**os.environ, **quiet}).returncode)
 
 
 def _check_port() -> None:
