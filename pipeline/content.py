@@ -99,7 +99,11 @@ def log_dataset(run_id: str, path: str, tokens: Tokens) -> None:
     source = CodeDatasetSource({"data.path": path})
     dataset = MetaDataset(source, name=Path(path).name, digest=tokens.sha256()[:16])  # type: ignore[abstract]
     entity = dataset._to_mlflow_entity()
-    client().log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+    inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
+    try:
+        client().log_inputs(run_id, inputs)
+    except mlflow().exceptions.MlflowException:  # MLflow trips where another run names the same data at that moment
+        client().log_inputs(run_id, inputs)
 
 
 def log_samples(run_id: str, samples: dict[int, str]) -> None:
