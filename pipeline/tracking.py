@@ -32,6 +32,7 @@ from pipeline.store import client, mlflow
 log = logging.getLogger(__name__)
 SEND_EVERY = 10.0  # seconds; one call for many rows, since each costs milliseconds
 SAMPLE_TOKENS = 80  # of the text that the model writes at each validation, from nothing and with seed 0
+BEGIN_WITHIN = 5.0  # seconds; training does not wait longer for a store that is slow
 TRY_AGAIN_AFTER = 120.0  # seconds; a locked store holds each attempt up for twenty
 SUMMED = ("wall_seconds", "cpu_seconds")  # over all processes of a training that was interrupted
 
@@ -55,6 +56,11 @@ class Run:
             self._actions.append(action)
             self._changed.notify()
 
+    def wait(self, seconds: float) -> None:
+        """Until all is told, or something failed; not longer than so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._warned or self._told == len(self._actions), seconds)
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -74,9 +80,13 @@ class Run:
         except Exception as error:  # whatever a tracker does wrong, the model is worth more
             if not self._warned:
                 log.warning("tracking failed (%s); trying again from time to time", store.reason(error))
-            self._warned = True
+            with self._changed:
+                self._warned = True
+                self._changed.notify()
             return False
-        self._told += 1
+        with self._changed:
+            self._told += 1
+            self._changed.notify()
         return True
 
     def start(self, **kwargs: Any) -> None:
@@ -176,6 +186,8 @@ class TrainingRun(Run):
             content.log_dataset(self.id, params.data.path, tokens)
 
         self.tell(begin)
+        # MLflow is imported and opened there: beside training it would take three times as long, and hold that up
+        self.wait(BEGIN_WITHIN)
 
     def _continue(self, run_id: str) -> None:
         """Take up an interrupted run, if the store still has it."""
