@@ -41,9 +41,8 @@ class BackendName(StrEnum):
     onnx = "onnx"
 
 
-MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path("models/minigpt.safetensors")}
-
 ROWS = 16  # texts that are written at once
+MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path("models/minigpt.safetensors")}
 
 ModelOption = Annotated[
     Path | None,
