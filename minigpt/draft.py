@@ -3,7 +3,7 @@
 Speculative decoding (Leviathan et al., arXiv:2211.17192) reads several guessed tokens in one run of the
 model and keeps them as far as they are what it would have written: the text is the same, only sooner.
 Here a guess is made with the very noise that the model's own choice will use (see `minigpt.sampling`):
-guess = argmax of (log p / temperature + g). Where the table and the model agree roughly, they choose
+guess = argmax of (log p + temperature · g). Where the table and the model agree roughly, they choose
 alike even among many likely tokens.
 """
 
@@ -40,9 +40,8 @@ class Draft:
         for token in ids[-CONTEXT:]:
             row = self.following[row, token]
         guesses: list[int] = []
-        for gumbel in noise:
-            scores = self.log_probs[row] / temperature + gumbel if temperature else self.log_probs[row]
-            guesses.append(int(scores.argmax()))
+        for gumbel in (noise * temperature).astype(np.float32):  # not the log-probabilities: these are fewer
+            guesses.append(int((self.log_probs[row] + gumbel).argmax()))
             row = self.following[row, guesses[-1]]
             if guesses[-1] == EOS:
                 break

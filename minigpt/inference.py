@@ -183,9 +183,10 @@ def write(
             return
         if rows == 1:
             row = active[0]
-            unread, known = row.unread()
-            for piece in row.read(unread, known, row.guess(backend.guesses)):
-                yield row.text, piece
+            while not row.text.stopped:
+                unread, known = row.unread()
+                for piece in row.read(unread, known, row.guess(backend.guesses)):
+                    yield row.text, piece
         else:
             yield from _turn(active, memory, rows)
         free += [row.row for row in active if row.text.stopped]

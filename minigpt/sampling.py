@@ -15,7 +15,7 @@ What the options do, they do in this order, which is that of Hugging Face's `gen
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ class Noise:
 
 def next_tokens(
     logits: np.ndarray, noise: np.ndarray, sampling: Sampling, texts: Sequence[Sequence[int]] = ()
-) -> list[int]:
+) -> Iterator[int]:
     """Logits (N, V) and the noise (N, V) for them → N ids.
 
     `texts`: the ids so far that each comes after; only the repetition penalty asks for them.
@@ -112,27 +112,25 @@ def next_tokens(
             own = row[seen]
             row[seen] = np.where(own > 0, own / sampling.repetition_penalty, own * sampling.repetition_penalty)
     if not sampling.temperature:
-        return logits.argmax(axis=1).tolist()
+        yield from logits.argmax(axis=1).tolist()
+        return
     logits /= sampling.temperature
     # The best of the kept ones is the first kept one from the best of all down: nearly always the very first,
     # so that nothing need be sorted
     scores = logits + noise
-    tokens = scores.argmax(axis=1)
-    # nearly always enough: with all of its equals it is among the k likeliest
-    own = logits[np.arange(len(tokens)), tokens, None]  # (N, 1)
-    unsure = np.count_nonzero(logits >= own, axis=1) > sampling.top_k
-    if sampling.top_p < 1 or sampling.min_p > 0:
-        unsure[:] = True
-    for row in np.flatnonzero(unsure):
+    for own, score, token in zip(logits, scores, scores.argmax(axis=1).tolist(), strict=True):
         # a model that gives no numbers has none to keep
-        while scores[row, tokens[row]] > -np.inf and not _kept(tokens[row], logits[row], sampling):
-            scores[row, tokens[row]] = -np.inf
-            tokens[row] = scores[row].argmax()
-    return tokens.tolist()
+        while not _kept(token, own, sampling) and score[token] > -np.inf:
+            score[token] = -np.inf
+            token = int(score.argmax())
+        yield token
 
 
 def _kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
     """Whether top-k, top-p and min-p keep `token`, by the logits (V,) over the temperature."""
+    among_top_k = np.count_nonzero(logits >= logits[token]) <= sampling.top_k  # with all of its equals
+    if among_top_k and sampling.top_p == 1 and not sampling.min_p:
+        return True
     better = logits > logits[token]
     better[:token] |= logits[:token] == logits[token]  # of equal logits the lower id comes first
     if np.count_nonzero(better) >= sampling.top_k:

@@ -55,7 +55,7 @@ def test_next_tokens_are_those_of_the_documented_order(eighths, sampling, seen):
     seen = [token for token in seen if token < len(logits)] * 2  # a text has a token more than once
     texts = [seen, [], seen[:1]]
     expected = [reference(logits, row, sampling, set(text)) for row, text in zip(noise, texts, strict=True)]
-    assert next_tokens(np.tile(logits, (3, 1)), noise, sampling, texts) == expected
+    assert list(next_tokens(np.tile(logits, (3, 1)), noise, sampling, texts)) == expected
 
 
 def test_noise_is_a_function_of_seed_sample_and_position():
@@ -76,7 +76,7 @@ def test_noise_is_a_function_of_seed_sample_and_position():
 
 def test_it_samples_the_softmax():
     values = np.array([0, 0, 0, 0, 1, 2, 3], dtype=np.float32)
-    drawn = next_tokens(np.tile(values, (20_000, 1)), gumbel_noise(0, 0, 0, 7, 20_000), Sampling(temperature=0.7))
+    drawn = list(next_tokens(np.tile(values, (20_000, 1)), gumbel_noise(0, 0, 0, 7, 20_000), Sampling(temperature=0.7)))
     expected = np.exp(values / 0.7) * ~np.isin(np.arange(7), NEVER_SAMPLED)
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, expected / expected.sum(), atol=0.015)
 
@@ -84,13 +84,13 @@ def test_it_samples_the_softmax():
 def test_a_tiny_temperature_is_greedy_and_nothing_overflows():
     values = np.array([0, 0, 0, 1, 5, -1e30], dtype=np.float32)
     for temperature in (1e-300, 1e-10, 1e-8):
-        assert next_tokens(values[None], gumbel_noise(0, 0, 0, 6), Sampling(temperature)) == [4]
+        assert list(next_tokens(values[None], gumbel_noise(0, 0, 0, 6), Sampling(temperature))) == [4]
     assert Sampling(1e-300).temperature == 0  # the table of guesses divides by it, too
 
 
 def test_a_model_that_gives_no_numbers_does_not_hang():
     for sampling in (Sampling(), Sampling(min_p=0.1), Sampling(top_p=0.5, repetition_penalty=2.0)):
-        assert len(next_tokens(np.full((1, 8), np.nan), gumbel_noise(0, 0, 0, 8), sampling, [[4]])) == 1
+        assert len(list(next_tokens(np.full((1, 8), np.nan), gumbel_noise(0, 0, 0, 8), sampling, [[4]]))) == 1
 
 
 def test_log_probability_is_the_model_s_own():
