@@ -51,7 +51,8 @@ def minigpt(backend: Backend, guess: bool = True) -> Way:
     def run(batch: int) -> None:
         backend.draft = draft
         texts = [Text(backend.tokenizer, prompt, sample, LENGTH) for sample in range(batch)]
-        for _ in write(backend, texts, Sampling(TEMPERATURE, TOP_K, ignore_eos=True, seed=next(seeds)), batch):
+        sampling = Sampling(TEMPERATURE, TOP_K, ignore_eos=True, seed=next(seeds))
+        for _ in write(backend, texts, sampling, min(batch, backend.rows)):
             pass
 
     return run

@@ -54,7 +54,7 @@ def measure(backends: dict[str, Backend], max_new_tokens: int = 200, rounds: int
     ways = [
         (name, way)
         for name, backend in backends.items()
-        for way in (Way(backend, guess=False), *([Way(backend)] if backend.draft else []), Way(backend, rows=16))
+        for way in (Way(backend, guess=False), *([Way(backend)] if backend.draft else []), Way(backend, rows=backend.rows))
     ]
     for _, way in ways:
         way.run(max_new_tokens, seed=0)

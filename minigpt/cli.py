@@ -41,7 +41,6 @@ class BackendName(StrEnum):
     onnx = "onnx"
 
 
-ROWS = 16  # texts that are written at once
 MODELS = {BackendName.onnx: Path("models/minigpt.onnx"), BackendName.torch: Path("models/minigpt.safetensors")}
 
 ModelOption = Annotated[
@@ -167,7 +166,7 @@ def _finished(engine: "Backend", texts: "list[Text]", sampling: "Sampling") -> "
     from minigpt.inference import write
 
     waiting = deque(texts)
-    for _ in write(engine, texts, sampling, rows=min(len(texts), ROWS)):
+    for _ in write(engine, texts, sampling, rows=min(len(texts), engine.rows)):
         while waiting and waiting[0].stopped:
             yield waiting.popleft()
 

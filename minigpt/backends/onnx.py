@@ -43,7 +43,7 @@ class OnnxBackend:
 
     def __init__(self, path: Path, threads: int = 0):
         """`threads`: of ONNX Runtime; 0: one for a small model, else as many as there are cores."""
-        self.session = _open(path, threads)
+        self.session, small = _open(path, threads)
         try:
             self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["minigpt"])
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
@@ -51,6 +51,8 @@ class OnnxBackend:
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
             # as many as read in little more time than one: 8-bit products want small batches
             self.guesses = 2 if "quantization" in self.metadata else 5
+            # together they read the weights once; but beside small weights it is their caches that cost
+            self.rows = 6 if small else 16
             self.draft = Draft.of(self.metadata, self.tokenizer.vocab_size)
             _, self._heads, _, self._channels = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
@@ -68,7 +70,9 @@ class OnnxMemory:
         """`shape`: (B, H, S, E), B rows."""
         self._session = session
         names = [value.name for value in session.get_inputs()]
-        self._caches = {name: np.zeros(shape, dtype=np.float32) for name in names if name.startswith("past_")}
+        parts = [name for name in names if name.startswith("past_")]
+        # one array, since for a large one NumPy asks the system for large pages, which are found faster
+        self._caches = dict(zip(parts, np.zeros((len(parts), *shape), dtype=np.float32), strict=True))
         B, _, S, _ = shape
         # what has been read, a <pad> before it, where pairs of ids matter
         self._ids = np.zeros((B, S + 1), dtype=np.int64) if "previous_ids" in names else None
@@ -120,16 +124,18 @@ class _Binding:
             self.io.bind_ortvalue_output(value.name, self._values[value.name.replace("present", "past")])
 
 
-def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _open(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, bool]:
+    """The model, and whether it is a small one."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception
     try:
         data = path.read_bytes()
         # a product of a small model is over before another thread has begun
-        options.intra_op_num_threads = threads or int(len(data) < SMALL)
+        small = len(data) < SMALL
+        options.intra_op_num_threads = threads or int(small)
         # from bytes, not from the path: ONNX Runtime then refuses weights kept in other files, which
         # a model from a stranger could point anywhere
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), small
     except OSError as error:
         hint = (
             "; run `dvc repro` to make one, or name another by --model" if isinstance(error, FileNotFoundError) else ""
