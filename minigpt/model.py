@@ -101,48 +101,29 @@ class Cache(NamedTuple):
         return Cache(self.keys[:, row : row + 1], self.values[:, row : row + 1])
 
 
-class Past(NamedTuple):
-    """One layer's part of a cache, and where new positions stand behind it."""
-
-    keys: Tensor  # (B, S, H, D)
-    values: Tensor
-    rows: Tensor  # (B, 1), their numbers
-    positions: Tensor  # (B, T), from P on in each row
-    mask: Tensor  # (B, 1, T, P+T), P the most of a row: true where a new position may look, at itself and before
-
-    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the new positions, each (B, H, T, D) → those of all (B, H, P+T, D)."""
-        self.keys[self.rows, self.positions] = k.transpose(1, 2)
-        self.values[self.rows, self.positions] = v.transpose(1, 2)
-        end = self.mask.shape[-1]
-        return self.keys[:, :end].transpose(1, 2), self.values[:, :end].transpose(1, 2)
-
-
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """How much each position looks at each: softmax(Q Kᵀ / √D), the future masked out.
 
-    q (B, H, T, D), k (B, H, P+T, D), and `mask` true where a position may look: of None, P = 0, at itself
-    and before → (B, H, T, P+T), each row sums to 1.
+    q and k (B, H, T, D) → (B, H, T, T), each row sums to 1.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    if mask is None:
-        mask = torch.ones_like(scores, dtype=torch.bool).tril()
-    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    past = torch.ones_like(scores, dtype=torch.bool).tril()
+    return scores.masked_fill(~past, float("-inf")).softmax(dim=-1)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """`attention_weights(q, k, mask) @ v` by PyTorch's kernel."""
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """`attention_weights(q, k) @ v` by PyTorch's kernel."""
     if v.dtype == torch.bfloat16 and v.device.type == "cpu":  # whose backward pass takes four times as long as float32
         with torch.autocast("cpu", enabled=False):
-            return fused_attention(q.float(), k.float(), v.float(), mask, dropout)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+            return fused_attention(q.float(), k.float(), v.float(), dropout)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each on D of the C channels.
 
-    `fast` chooses PyTorch's fused kernel, which computes the same as `attention_weights(q, k, mask) @ v`
-    without ever storing the (T, P+T) weights.
+    `fast` chooses PyTorch's fused kernel, which computes the same as `attention_weights(q, k) @ v`
+    without ever storing the (T, T) weights.
     """
 
     def __init__(
@@ -160,18 +141,12 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self.fast = True
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        """x (B, T, C), what follows on `past` → attended (B, T, C)."""
-        q, k, v = self.project(x, None if past is None else past.positions)
-        mask = None
-        if past is not None:
-            (k, v), mask = past.extended(k, v), past.mask
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) → attended (B, T, C)."""
+        q, k, v = self.project(x)
         dropout = self.dropout if self.training else 0.0
-        if self.fast:
-            attended = fused_attention(q, k, v, mask, dropout)
-        else:
-            attended = F.dropout(attention_weights(q, k, mask), dropout) @ v
-        return self.output(attended.transpose(1, 2).flatten(2))
+        attended = fused_attention(q, k, v, dropout) if self.fast else F.dropout(attention_weights(q, k), dropout) @ v
+        return self.merge(attended)
 
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) at `positions` (B, T), or from 0 on → queries, keys and values, each (B, H, T, D)."""
@@ -182,6 +157,10 @@ class MultiHeadAttention(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q, positions), self.rotary(k, positions)
         return q, k, v
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """(B, H, T, D) → (B, T, C)."""
+        return self.output(attended.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -216,9 +195,9 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(d_model, d_ff)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        """x (B, T, C), what follows on `past` → (B, T, C)."""
-        x = x + self.dropout(self.attention(self.norm1(x), past))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        x = x + self.dropout(self.attention(self.norm1(x)))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
@@ -280,12 +259,20 @@ class MiniGPT(nn.Module):
 
         Ids, the id before each, and their positions P … P+T-1, all (B, T); P may differ by row → logits (B, T, V).
         """
-        rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)  # (B, 1)
-        places = torch.arange(int(positions.max()) + 1, device=positions.device)
-        mask = (places <= positions.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, P+T)
         x = self.embed(input_ids, previous_ids, positions)
+        rows = torch.arange(len(positions), device=x.device).unsqueeze(1)  # (B, 1)
+        end = int(positions.max()) + 1
+        mask = None
+        if positions.numel() > 1:  # a single position sees all before it
+            future = torch.arange(end, device=x.device) > positions.unsqueeze(2)  # (B, T, P+T)
+            mask = x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = block(x, Past(keys, values, rows, positions, mask))
+            attention, feed_forward = block.attention, block.feed_forward
+            q, k, v = attention.project(block.norm1(x), positions)
+            keys[rows, positions], values[rows, positions] = k.transpose(1, 2), v.transpose(1, 2)
+            k, v = keys[:, :end].transpose(1, 2), values[:, :end].transpose(1, 2)  # (B, H, P+T, D)
+            x = x + attention.merge(F.scaled_dot_product_attention(q, k, v, mask))
+            x = x + feed_forward(block.norm2(x))
         return self.head(self.norm(x))
 
     def embed(self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor | None = None) -> Tensor:

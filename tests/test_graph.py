@@ -55,12 +55,27 @@ def test_linear_in_8_bits(inputs, outputs):
     assert np.sqrt((error**2).mean()) < 0.01 * linear(x).std().item()
 
 
+@pytest.mark.parametrize("switches", [{}, {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97}], ids=str)
+def test_without_means_a_model_is_the_same(switches):
+    original = model(**switches)
+    changed = pieces.without_means(original)
+    ids = torch.randint(30, (2, 16))
+    seen = []
+    norms = [module for module in changed.modules() if isinstance(module, nn.LayerNorm)]
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    torch.testing.assert_close(changed(ids), original(ids), atol=1e-4, rtol=0)
+    assert len(seen) == len(norms) == 5
+    assert max(x.mean(dim=2).abs().max() for x in seen) < 1e-5
+    assert not any(norm.bias.any() for norm in norms)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_norm_of_a_sum(bias):
-    graph, norm, added = Graph(), nn.LayerNorm(24), tensor(24) if bias else None
+    graph, norm = Graph(), nn.LayerNorm(24)
     nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    x, y = tensor(2, 3, 24), tensor(2, 3, 24)
+    x, y, added = (values - values.mean(dim=-1, keepdim=True) for values in (*tensor(2, 2, 3, 24), tensor(24)))
+    added = added if bias else None
     names = pieces.add_norm(graph, "norm", norm, "x", "y", added)
     total, normed = run(graph, {"x": x.numpy(), "y": y.numpy()}, *names)
     expected = x + y + (added if bias else 0)

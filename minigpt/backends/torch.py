@@ -21,7 +21,7 @@ class TorchBackend:
         self.model, self.tokenizer, self.metadata = model, tokenizer, metadata or {}
         self.max_seq_len = model.max_seq_len
         self.draft = Draft.of(self.metadata, tokenizer.vocab_size)
-        self.guesses, self.rows = 5, 16
+        self.guesses, self.rows = 7, 16
 
     @classmethod
     def load(cls, path: Path) -> "TorchBackend":
