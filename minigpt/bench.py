@@ -46,7 +46,7 @@ class Way:
 
 
 def measure(backends: dict[str, Backend], max_new_tokens: int = 200, rounds: int = 7) -> list[dict[str, Any]]:
-    """A text alone, without guesses and with them where the model has a table, and 16 texts together.
+    """A text alone, without guesses and with them where the model has a table, and several together.
 
     All ways write in turn, once to warm up and then in each of `rounds`, which have a seed each; the speed
     is the median of the rounds.
@@ -54,7 +54,11 @@ def measure(backends: dict[str, Backend], max_new_tokens: int = 200, rounds: int
     ways = [
         (name, way)
         for name, backend in backends.items()
-        for way in (Way(backend, guess=False), *([Way(backend)] if backend.draft else []), Way(backend, rows=backend.rows))
+        for way in (
+            Way(backend, guess=False),
+            *([Way(backend)] if backend.draft else []),
+            Way(backend, rows=backend.rows),
+        )
     ]
     for _, way in ways:
         way.run(max_new_tokens, seed=0)

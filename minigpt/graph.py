@@ -114,14 +114,14 @@ def without_means(model: MiniGPT) -> MiniGPT:
     if model.positional_encoding is not None:
         tables.append(model.positional_encoding.encoding)
     for table in tables:  # (…, C)
-        table -= table.mean(dim=1, keepdim=True)
+        table.sub_(table.mean(dim=1, keepdim=True))
     for linear in [part for block in blocks for part in (block.attention.output, block.feed_forward.linear2)]:
-        linear.weight -= linear.weight.mean(dim=0)  # (C, …)
-        linear.bias -= linear.bias.mean()
+        linear.weight.sub_(linear.weight.mean(dim=0))  # (C, …)
+        linear.bias.sub_(linear.bias.mean())
     following = [(block.norm1, block.attention.query_key_value) for block in blocks]
     following += [(block.norm2, block.feed_forward.linear1) for block in blocks]
     for norm, linear in [*following, (model.norm, model.head)]:
-        linear.bias += linear.weight @ norm.bias
+        linear.bias.add_(linear.weight @ norm.bias)
         norm.bias.zero_()
     return model
 

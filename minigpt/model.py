@@ -11,7 +11,7 @@ names its paper where it stands.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -266,13 +266,13 @@ class MiniGPT(nn.Module):
         if positions.numel() > 1:  # a single position sees all before it
             future = torch.arange(end, device=x.device) > positions.unsqueeze(2)  # (B, T, P+T)
             mask = x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            attention, feed_forward = block.attention, block.feed_forward
-            q, k, v = attention.project(block.norm1(x), positions)
+        blocks = cast(list[TransformerBlock], self.blocks)
+        for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
+            q, k, v = block.attention.project(block.norm1(x), positions)
             keys[rows, positions], values[rows, positions] = k.transpose(1, 2), v.transpose(1, 2)
             k, v = keys[:, :end].transpose(1, 2), values[:, :end].transpose(1, 2)  # (B, H, P+T, D)
-            x = x + attention.merge(F.scaled_dot_product_attention(q, k, v, mask))
-            x = x + feed_forward(block.norm2(x))
+            x = x + block.attention.merge(F.scaled_dot_product_attention(q, k, v, mask))
+            x = x + block.feed_forward(block.norm2(x))
         return self.head(self.norm(x))
 
     def embed(self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor | None = None) -> Tensor:

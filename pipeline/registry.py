@@ -45,7 +45,10 @@ def promote(which: str = "") -> str:
         if run.data.tags["model_md5"] == best.data.tags["model_md5"]:
             return f"{NAME} version {champion.version} is the {ALIAS} already"
         if run.data.tags["validation_tokens"] != best.data.tags["validation_tokens"]:
-            raise UserError(f"not promoted: the {ALIAS} was measured on another validation split")
+            raise UserError(
+                f"not promoted: the {ALIAS} was measured on another validation split, so that their losses do not "
+                f"compare; to begin anew, take the alias {ALIAS} away from it in `make ui`"
+            )
         if loss >= best.data.metrics[LOSS]:
             raise UserError(f"not promoted: validation loss {loss:.4f}, the {ALIAS}'s is {best.data.metrics[LOSS]:.4f}")
         before = f", before {best.data.metrics[LOSS]:.4f}"

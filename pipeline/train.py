@@ -106,6 +106,7 @@ def _train(
     """Train, and write model and reports; a signal on the way ends the process, its state saved."""
     if trainer.progress.step:
         log.info("going on at step %d of an interrupted training", trainer.progress.step)
+    log.info("training %s parameters on %s", f"{trainer.model.num_parameters:,}", trainer.device.type)
     characters = tokens.info[tokens.val_split].characters
     held_out = tokens.val_split == "val"
     with (
@@ -129,7 +130,7 @@ def _train(
             sys.exit(128 + (signals or [signal.SIGTERM])[0])
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
-        run.finish(project.MODEL, held_out)
+        run.finish(held_out)
 
 
 def _run(trainer: Trainer, signals: list[int], report: Callable[[Row], None] = lambda row: None) -> None:
