@@ -498,7 +498,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(project, script):
 
 
 def test_three_processes_open_a_new_store_at_once(project):
-    code = "from pipeline import tracking; tracking.mlflow().MlflowClient().search_experiments()"
+    code = "from pipeline.store import mlflow; mlflow().MlflowClient().search_experiments()"
     processes = [project.start(sys.executable, "-c", code) for _ in range(3)]
     for process in processes:
         _, err = process.communicate(timeout=300)
