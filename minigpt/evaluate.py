@@ -2,15 +2,15 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from minigpt.dataset import Batch, SplitInfo
 from minigpt.loss import bits_per, cross_entropy, to_tensors
-from minigpt.model import MiniGPT
 from minigpt.tokenizer import PAD, Tokenizer
 
 CLASSES = [
@@ -20,12 +20,14 @@ CLASSES = [
 
 
 @torch.inference_mode()
-def predict(model: MiniGPT, batches: Iterable[Batch]) -> pd.DataFrame:
-    """What the model says of every target, one row each: `previous`, `target`, `predicted` (ids), `loss` (nats)."""
-    device = next(model.parameters()).device
+def predict(model: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> pd.DataFrame:
+    """What a model says of every target, one row each: `previous`, `target`, `predicted` (ids), `loss` (nats).
+
+    `model`: from ids (B, T) to logits (B, T, V), on the CPU.
+    """
     parts = []
     for batch in batches:
-        input_ids, targets = to_tensors(batch, device)
+        input_ids, targets = to_tensors(batch, torch.device("cpu"))
         logits = model(input_ids)  # (B, T, V)
         losses = cross_entropy(logits, targets, reduction="none")  # (B·T,)
         columns = {"previous": input_ids, "target": targets, "predicted": logits.argmax(-1), "loss": losses.double()}

@@ -1,14 +1,11 @@
 """What an exported model has to prove before it is kept: that it equals the one it came from, or nearly."""
 
-from collections.abc import Iterable
-
 import numpy as np
+import torch
+from torch import Tensor
 
 from minigpt.backends import Backend
-from minigpt.dataset import Batch
 from minigpt.errors import UserError
-from minigpt.logits import log_probabilities
-from minigpt.tokenizer import PAD
 
 
 def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> float:
@@ -37,24 +34,19 @@ def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> fl
     return worst
 
 
-def validation_loss(backend: Backend, batches: Iterable[Batch]) -> float:
-    """Nats a token over all targets but <pad>; each row of a batch is a window of its own."""
+def logits_of(backend: Backend, input_ids: Tensor) -> Tensor:
+    """As `MiniGPT.forward`: (B, T) → (B, T, V)."""
     memory = backend.memory(1)
-    total, count = 0.0, 0
-    for input_ids, targets in batches:
-        for ids, wanted in zip(input_ids, targets, strict=True):
-            real = wanted != PAD
-            total -= float(log_probabilities(memory.read(0, ids, 0)[real], wanted[real]).sum())
-            count += int(real.sum())
-    return total / count
+    return torch.from_numpy(np.stack([memory.read(0, ids, 0) for ids in input_ids.numpy()]))
 
 
-def check_quality(loss: float, expected: float, most: float) -> None:
-    """Raises UserError where `loss` is more than the share `most` above `expected`."""
-    if not loss <= expected * (1 + most):
+def check_quality(bits: float, expected: float, most: float) -> None:
+    """Raises UserError where `bits` per character are more than the share `most` above those `expected`."""
+    if not bits <= expected * (1 + most):
         raise UserError(
-            f"export.max_quality_loss: quantized, the model's loss is {loss:.4f} in place of {expected:.4f}, "
-            f"{loss / expected - 1:.2%} more where {most:.2%} are allowed; raise it, or set export.quantize to null"
+            f"export.max_quality_loss: quantized, the model takes {bits:.4f} bits per character in place of "
+            f"{expected:.4f}, {bits / expected - 1:.2%} more where {most:.2%} are allowed; raise it, or set "
+            "export.quantize to null"
         )
 
 

@@ -248,7 +248,7 @@ class MiniGPT(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(B, T) ids → (B, T, V) logits; T is at most max_seq_len."""
-        x = self.embed(input_ids, F.pad(input_ids, (1, -1)))  # id 0, <pad>, is before the first: no text has it
+        x = self.dropout(self.embed(input_ids, F.pad(input_ids, (1, -1))))  # before the first is <pad>, id 0
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -282,7 +282,7 @@ class MiniGPT(nn.Module):
             x = x + self.bigram_embedding(input_ids, previous_ids)
         if self.positional_encoding is not None:
             x = self.positional_encoding(x, positions)
-        return self.dropout(x)
+        return x
 
     def cache(self, rows: int) -> Cache:
         """An empty one, for `rows` texts."""

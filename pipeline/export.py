@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from minigpt.backends.torch import TorchBackend
 from minigpt.checkpoint import load_model
 from minigpt.config import ExportConfig, load_params
 from minigpt.dataset import Batches, Tokens
-from minigpt.export import check_parity, check_quality, max_logit_difference, validation_loss
+from minigpt.evaluate import predict, summarize
+from minigpt.export import check_parity, check_quality, logits_of, max_logit_difference
 from minigpt.files import atomic_write
 from minigpt.graph import to_onnx
-from minigpt.loss import bits_per
 from minigpt.model import MiniGPT
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline import project, run_stage, tracking
@@ -60,14 +61,18 @@ def _quantize(
     """Write the quantized model if it is nearly as good as the `full` one; returns how good."""
     split = tokens.val_split
     batches = Batches(tokens.ids[split], metadata["train"]["layout"], batch_size=1, max_seq_len=model.max_seq_len)
+
+    def bits(backend: OnnxBackend) -> float:
+        return summarize(predict(partial(logits_of, backend), batches), tokens.info[split])["bits_per_char"]
+
     with _opened(to_onnx(model, metadata, config.quantize)) as backend:
-        loss, expected = validation_loss(backend, batches), validation_loss(full, batches)
-    check_quality(loss, expected, config.max_quality_loss)
-    bits = bits_per(tokens.info[split].characters, loss, batches.num_targets)
-    quality = {"bits_per_char": bits, "quality_loss": loss / expected - 1}
+        found, expected = bits(backend), bits(full)
+    check_quality(found, expected, config.max_quality_loss)
+    quality = {"bits_per_char": found, "quality_loss": found / expected - 1}
     data = to_onnx(model, {**metadata, "quantization": {"type": config.quantize, **quality}}, config.quantize)
     atomic_write(project.INT8_MODEL, data)
-    log.info("%s: %.1f MB, loss %.4f in place of %.4f", project.INT8_MODEL, len(data) / 1e6, loss, expected)
+    size = len(data) / 1e6
+    log.info("%s: %.1f MB, %.4f bits per character in place of %.4f", project.INT8_MODEL, size, found, expected)
     return {**quality, "bytes": len(data)}
 
 

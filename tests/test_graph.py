@@ -1,6 +1,7 @@
 """The graph's pieces against PyTorch's, one by one; whole models are compared in test_export.py."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -12,7 +13,8 @@ from torch import nn
 
 from minigpt import graph as pieces
 from minigpt.backends.onnx import OnnxBackend
-from minigpt.export import validation_loss
+from minigpt.evaluate import predict
+from minigpt.export import logits_of
 from minigpt.graph import Graph, to_onnx
 from minigpt.model import MiniGPT
 
@@ -136,12 +138,13 @@ def test_attention_extends_the_cache(heads, positional, qk_norm):
 
 def test_a_model_in_8_bits_is_small_and_nearly_as_good(trained, tokenizer, sentences, tmp_path):
     metadata = {"config": {"max_seq_len": 64}, "tokenizer": tokenizer.to_dict()}
-    ids = [tokenizer.encode_array(text)[None, :65] for text in sentences[:10]]
+    texts = [tokenizer.encode_array(text)[None, :65] for text in sentences[:10]]
     losses, sizes = [], []
     for quantize in (None, "int8"):
         path = tmp_path / f"{quantize}.onnx"
         path.write_bytes(to_onnx(trained.model, metadata, quantize=quantize))
-        losses.append(validation_loss(OnnxBackend(path), [(row[:, :-1], row[:, 1:]) for row in ids]))
+        pairs = [(ids[:, :-1], ids[:, 1:]) for ids in texts]
+        losses.append(predict(partial(logits_of, OnnxBackend(path)), pairs)["loss"].mean())
         sizes.append(path.stat().st_size)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
