@@ -1,7 +1,4 @@
-"""What a tracking run holds. Each function logs one kind of thing, or reads it back; all may run twice.
-
-PyTorch is imported only where a model is read: the process that tells of a training does without.
-"""
+"""What a tracking run holds. Each function logs one kind of thing, or reads it back; all may run twice."""
 
 import io
 import json
@@ -16,9 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from minigpt.checkpoint import load, load_model
 from minigpt.config import load_params
+from minigpt.dataset import Tokens
 from minigpt.sampling import Sampling
 from minigpt.tokenizer import tokenizer_from_dict
+from minigpt.train import Row
 from pipeline import lineage, project, store
 from pipeline.history import Snapshot
 from pipeline.model_card import model_card
@@ -62,7 +62,7 @@ def log_metrics(run_id: str, values: dict[str, float]) -> None:
     log_rows(run_id, [(time.time(), {**values, "step": 0})])
 
 
-def add_row(rows: list[tuple[float, dict[str, float]]], row: dict[str, float]) -> None:
+def add_row(rows: list[tuple[float, Row]], row: Row) -> None:
     """Append a row, with the time; what the last one has said of the same step is not said again.
 
     MLflow draws a curve by tokens only where a step has one value of each metric.
@@ -71,7 +71,7 @@ def add_row(rows: list[tuple[float, dict[str, float]]], row: dict[str, float]) -
     rows.append((time.time(), {name: value for name, value in row.items() if name == "step" or name not in said}))
 
 
-def log_rows(run_id: str, rows: list[tuple[float, dict[str, float]]]) -> None:
+def log_rows(run_id: str, rows: list[tuple[float, Row]]) -> None:
     """Log rows of metrics, each with its time (seconds)."""
     from mlflow.entities import Metric
 
@@ -91,13 +91,13 @@ def log_tags(run_id: str, tags: dict[str, str]) -> None:
     client().log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def log_dataset(run_id: str, path: str, digest: str) -> None:
+def log_dataset(run_id: str, path: str, tokens: Tokens) -> None:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
     source = CodeDatasetSource({"data.path": path})
-    dataset = MetaDataset(source, name=Path(path).name, digest=digest)  # type: ignore[abstract]
+    dataset = MetaDataset(source, name=Path(path).name, digest=tokens.sha256()[:16])  # type: ignore[abstract]
     entity = dataset._to_mlflow_entity()
     inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
     try:
@@ -156,7 +156,6 @@ def log_curves(run_id: str) -> None:
 
 
 def log_model_figures(run_id: str, path: Path) -> None:
-    from minigpt.checkpoint import load_model
     from pipeline import figures
 
     model, metadata = load_model(path)
@@ -253,8 +252,6 @@ def restored(model: Path) -> dict[str, Any]:
 
 def restore_model(run_id: str, model: Path) -> None:
     """Give a run what the present model, and the reports where they are of it, say of its training."""
-    from minigpt.checkpoint import load
-
     training = load(model)[1]["training"]
     log_params(run_id, _params_of(model))
     restore_training(run_id, Snapshot(), project.file_digest(model, "md5"), training)
@@ -263,8 +260,6 @@ def restore_model(run_id: str, model: Path) -> None:
 
 
 def _params_of(model: Path) -> dict[str, Any]:
-    from minigpt.checkpoint import load
-
     metadata = load(model)[1]
     made_with = {"model": metadata["config"], "train": metadata["train"]}
     return lineage.flatten({**load_params().model_dump(), **made_with})
@@ -273,7 +268,7 @@ def _params_of(model: Path) -> dict[str, Any]:
 def restore_training(run_id: str, snapshot: Snapshot, md5: str, summary: dict[str, Any]) -> None:
     """Give a run what `snapshot` knows of the training of the model `md5`; `summary` is as in training.json."""
     reports = snapshot.reports("train", md5)
-    rows: list[tuple[float, dict[str, float]]] = []
+    rows: list[tuple[float, Row]] = []
     known = [row for file in reports.keys() & CURVES.values() for row in _table(reports[file]).to_dict("records")]
     for row in sorted(known, key=lambda row: (row["step"], "val/loss" in row)):
         add_row(rows, row)

@@ -130,7 +130,7 @@ def _train(
             sys.exit(128 + (signals or [signal.SIGTERM])[0])
         training = _write_reports(trainer.progress, held_out)
         save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
-        run.finish(held_out)
+        run.finish(project.MODEL, held_out)
 
 
 def _run(trainer: Trainer, signals: list[int], report: Callable[[Row], None] = lambda row: None) -> None:
