@@ -7,7 +7,8 @@ S is 128 wide with 4 layers, the default model; M is 384 wide with 6. All write 
 prompt of 16, sampled at temperature 0.8 from the 50 likeliest. The others get random weights, which
 cost the same, of GPT-2, or for ONNX Runtime GenAI of a Llama with as many of them; what guesses save
 depends on the text, so that is measured on trained models (--trained).
-Each ratio is the median of those of the rounds, in which all write in turn.
+Each ratio is the median of those of the rounds, in which all write in turn. Of 16 texts MiniGPT writes as many
+together as its backend thinks best (`rows`), the others all.
 """
 
 import argparse

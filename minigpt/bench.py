@@ -12,23 +12,24 @@ from minigpt.sampling import Sampling
 
 @dataclass
 class Way:
-    """One way of writing: `rows` texts at a time, with guesses or without; and how it went, by round."""
+    """One way of writing: `count` texts, one alone with guesses or without; and how it went, by round."""
 
     backend: Backend
-    rows: int = 1
+    count: int = 1
     guess: bool = True
     speeds: list[float] = field(default_factory=list)  # tokens a second
     texts: list[Text] = field(default_factory=list)
 
     def run(self, max_new_tokens: int, seed: int) -> None:
-        texts = [Text(self.backend.tokenizer, "", sample, max_new_tokens) for sample in range(self.rows)]
+        texts = [Text(self.backend.tokenizer, "", sample, max_new_tokens) for sample in range(self.count)]
         draft = self.backend.draft
         if not self.guess:
             self.backend.draft = None
         start = time.perf_counter()
-        for _ in write(self.backend, texts, Sampling(ignore_eos=True, seed=seed), self.rows):
+        rows = min(self.count, self.backend.rows)
+        for _ in write(self.backend, texts, Sampling(ignore_eos=True, seed=seed), rows):
             pass
-        self.speeds.append(self.rows * max_new_tokens / (time.perf_counter() - start))
+        self.speeds.append(self.count * max_new_tokens / (time.perf_counter() - start))
         self.texts += texts
         self.backend.draft = draft
 
@@ -37,8 +38,8 @@ class Way:
         guessed = sum(text.guessed for text in self.texts)
         written, runs = sum(len(text.written) for text in self.texts), sum(text.runs for text in self.texts)
         return {
-            "texts": self.rows,
-            "guesses": self.rows == 1 and self.guess and self.backend.draft is not None,
+            "texts": self.count,
+            "guesses": self.count == 1 and self.guess and self.backend.draft is not None,
             "tokens_per_second": round(statistics.median(self.speeds)),
             "tokens_per_run": round(written / runs, 3),
             "guesses_right": round(sum(text.right for text in self.texts) / guessed, 3) if guessed else None,
@@ -46,7 +47,7 @@ class Way:
 
 
 def measure(backends: dict[str, Backend], max_new_tokens: int = 200, rounds: int = 7) -> list[dict[str, Any]]:
-    """A text alone, without guesses and with them where the model has a table, and several together.
+    """A text alone, without guesses and with them where the model has a table, and 16 texts.
 
     All ways write in turn, once to warm up and then in each of `rounds`, which have a seed each; the speed
     is the median of the rounds.
@@ -57,7 +58,7 @@ def measure(backends: dict[str, Backend], max_new_tokens: int = 200, rounds: int
         for way in (
             Way(backend, guess=False),
             *([Way(backend)] if backend.draft else []),
-            Way(backend, rows=backend.rows),
+            Way(backend, count=16),
         )
     ]
     for _, way in ways:

@@ -261,7 +261,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="How often each way writes.")] = 7,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how fast models write on this machine: a text alone and 16 together, all ways in turn.
+    """Measure how fast models write on this machine: a text alone and 16 texts, all ways in turn.
 
     Where the model file has a table of guesses, tokens_per_run shows how far it helps: guesses that prove
     right save runs of the model, and the text is the same.

@@ -20,6 +20,7 @@ CONTEXT = 5  # the longest, in tokens
 MOST_TOKENS = 1 << 24  # of a longer text the beginning is enough
 BYTES = 1 << 19  # of a table
 STEP = 1 / 16  # of log-probabilities in the file, in nats
+HOT = 1e6  # a temperature at which they count for nothing
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Draft:
         for token in ids[-CONTEXT:]:
             row = self.following[row, token]
         guesses: list[int] = []
-        for gumbel in (noise * temperature).astype(np.float32):  # not the log-probabilities: these are fewer
+        # not log_probs / temperature: one product for all guesses; a very high temperature leaves the noise alone
+        for gumbel in (noise * min(temperature, HOT)).astype(np.float32):
             guesses.append(int((self.log_probs[row] + gumbel).argmax()))
             row = self.following[row, guesses[-1]]
             if guesses[-1] == EOS:

@@ -32,13 +32,13 @@ def predict(model: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> pd.D
         losses = cross_entropy(logits, targets, reduction="none")  # (B·T,)
         columns = {"previous": input_ids, "target": targets, "predicted": logits.argmax(-1), "loss": losses.double()}
         real = targets.flatten() != PAD
-        parts.append(pd.DataFrame({name: values.flatten()[real].cpu().numpy() for name, values in columns.items()}))
+        parts.append(pd.DataFrame({name: values.flatten()[real].numpy() for name, values in columns.items()}))
     return pd.concat(parts, ignore_index=True)
 
 
 def summarize(predictions: pd.DataFrame, split: SplitInfo) -> dict[str, float]:
     """Loss (nats a token), perplexity, bits a character and a byte, share of tokens guessed right."""
-    loss = float(predictions["loss"].mean())
+    loss = float(predictions["loss"].to_numpy().mean())  # pandas would leave NaN out, and a broken model look sound
     return {
         "loss": loss,
         "perplexity": math.exp(loss),

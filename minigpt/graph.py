@@ -178,7 +178,8 @@ def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
 def add_norm(
     graph: Graph, name: str, norm: nn.LayerNorm, x: str, y: str, bias: Tensor | None = None
 ) -> tuple[str, str]:
-    """x + y + bias and the norm of it, each (B, T, C); no mean is taken away, and the norm's bias not added."""
+    """x + y + bias and the norm of it, each (B, T, C), of a model `without_means`."""
+    assert not norm.bias.any()
     inputs = [x, y, graph.constant(f"{name}.weight", norm.weight)]
     if bias is not None:
         inputs.append(graph.constant(f"{name}.added_bias", bias))

@@ -120,7 +120,7 @@ def next_tokens(
     scores = logits + noise
     for own, score, token in zip(logits, scores, scores.argmax(axis=1).tolist(), strict=True):
         # a model that gives no numbers has none to keep
-        while not _kept(token, own, sampling) and score[token] > -np.inf:
+        while score[token] > -np.inf and not _kept(token, own, sampling):
             score[token] = -np.inf
             token = int(score.argmax())
         yield token

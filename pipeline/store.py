@@ -32,10 +32,11 @@ def use(uri: str) -> None:
 @functools.cache
 def mlflow() -> Any:
     """MLflow, opened on the project's store; imported only here, since that takes a second."""
-    gc.disable()  # what is loaded stays: to look through it again and again takes half as long as all the rest
+    gc.disable()  # what is loaded stays: to look through it again and again takes as long as all the rest
     try:
         return _opened()
     finally:
+        gc.freeze()  # later collections leave it alone, too
         gc.enable()
 
 

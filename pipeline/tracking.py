@@ -251,6 +251,10 @@ class TrainingRun(Run):
         """With what the earlier processes of this training spent."""
         return {name: value + self._spent.get(name, 0.0) for name, value in row.items()}
 
+    def end(self, status: str) -> None:
+        self.tell(self._send)  # of a training that failed, too
+        super().end(status)
+
     def finish(self, model: Path, held_out: bool) -> None:
         """Log the curves, and tag the run with the model it made; the figures are drawn when that is evaluated."""
         project.MODEL_CARD.unlink(missing_ok=True)  # an earlier model's

@@ -74,6 +74,7 @@ def test_a_guess_uses_the_noise_of_the_choice():
     assert guesses[5] == pytest.approx(500, abs=60)
     assert guesses[6] == pytest.approx(500, abs=60)
     assert table.guess([6], np.zeros((3, V)), 0)[0] == 4
+    assert table.guess([4], noise[:1], 1e300) == [noise[0].argmax()]
     ends = build_draft(np.array([4, EOS] * 20), V)
     assert ends.guess([4], np.zeros((5, V)), 0) == [EOS]
 

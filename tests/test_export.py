@@ -13,10 +13,10 @@ from conftest import ARCHITECTURES, train_config, unlike_at_first
 from minigpt.backends.onnx import OnnxBackend, OnnxMemory
 from minigpt.backends.torch import TorchBackend
 from minigpt.corpus import Document
-from minigpt.dataset import Batches, Tokens
+from minigpt.dataset import Batches, SplitInfo, Tokens
 from minigpt.encoding import TokenWriter, encode_documents, write_meta
 from minigpt.errors import UserError
-from minigpt.evaluate import predict
+from minigpt.evaluate import predict, summarize
 from minigpt.export import check_parity, check_quality, logits_of, max_logit_difference
 from minigpt.graph import to_onnx
 from minigpt.inference import generate, generate_ids, window_start
@@ -85,6 +85,20 @@ def test_the_loss_is_that_of_training(trained, exported, sentences):
         batches = Batches(ids, layout, 4, 64)
         loss = predict(partial(logits_of, exported), batches)["loss"].mean()
         assert loss == pytest.approx(mean_loss(trained.model, batches), abs=1e-5)
+
+
+def test_a_model_that_gives_no_numbers_is_of_no_quality(exported, sentences):
+    ids = np.concatenate([exported.tokenizer.encode_array(text) for text in sentences])
+
+    def broken(input_ids):
+        logits = logits_of(exported, input_ids)
+        logits[:, ::2] = np.nan
+        return logits
+
+    split = SplitInfo(1, len(ids), len(ids), len(ids), 0, "")
+    figures = summarize(predict(broken, Batches(ids, "packed", 4, 64)), split)
+    with pytest.raises(UserError, match="quantized"):
+        check_quality(figures["bits_per_char"], 2.0, 0.01)
 
 
 def test_a_loss_of_quality_is_refused():

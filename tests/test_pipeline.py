@@ -401,6 +401,7 @@ def test_a_crashed_training_reads_failed(project):
     assert "RuntimeError: a bug" in out
     (run,) = runs(project)
     assert run.info.status == "FAILED"
+    assert "train/loss" in run.data.metrics  # what came before is told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
