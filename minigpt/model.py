@@ -286,6 +286,6 @@ class MiniGPT(nn.Module):
 
     def cache(self, rows: int) -> Cache:
         """An empty one, for `rows` texts."""
-        weight, H = self.head.weight, self.num_heads
-        shape = len(self.blocks), rows, self.max_seq_len, H, weight.shape[1] // H
-        return Cache(weight.new_zeros(shape), weight.new_zeros(shape))
+        embedding, H = next(self.parameters()), self.num_heads  # (V, C)
+        shape = len(self.blocks), rows, self.max_seq_len, H, embedding.shape[1] // H
+        return Cache(embedding.new_zeros(shape), embedding.new_zeros(shape))

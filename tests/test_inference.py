@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.backends.torch import TorchBackend
+from minigpt.checkpoint import save
 from minigpt.errors import UserError
 from minigpt.inference import Text, generate, generate_ids, window_start, write
 from minigpt.model import MiniGPT
@@ -38,6 +39,28 @@ def untrained(request, tokenizer) -> TorchBackend:
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
     model = MiniGPT(tokenizer.vocab_size, **sizes, **request.param)
     return TorchBackend(unlike_at_first(model).eval(), tokenizer)
+
+
+@pytest.mark.parametrize("switches", ARCHITECTURES, ids=str)
+def test_a_loaded_model_computes_the_same(switches, tokenizer, tmp_path):
+    config = {
+        "vocab_size": 40,
+        "d_model": 32,
+        "num_heads": 2,
+        "num_layers": 2,
+        "d_ff": 64,
+        "max_seq_len": 12,
+        **switches,
+    }
+    model = unlike_at_first(MiniGPT(**config))
+    path = tmp_path / "model.safetensors"
+    save(path, model.state_dict(), {"format": 1, "config": config, "tokenizer": tokenizer.to_dict()})
+    loaded = TorchBackend.load(path)
+    ids = torch.randint(4, 40, (1, 12))
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids), model(ids))
+    written = [list(generate_ids(backend, "the", 30)) for backend in (loaded, TorchBackend(model, tokenizer))]
+    assert written[0] == written[1]
 
 
 def test_the_trained_model_knows_the_fox(trained):

@@ -1,10 +1,14 @@
 """Generation with PyTorch, from a checkpoint."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from minigpt.checkpoint import load_model
 from minigpt.draft import Draft
@@ -27,6 +31,7 @@ class TorchBackend:
     def load(cls, path: Path) -> "TorchBackend":
         """Raises UserError where `path` is no checkpoint."""
         model, metadata = load_model(path)
+        bind_parameters(model)
         try:
             return cls(model, tokenizer_from_dict(metadata["tokenizer"]), metadata)
         except (KeyError, ValueError, TypeError, AttributeError):
@@ -34,6 +39,34 @@ class TorchBackend:
 
     def memory(self, rows: int) -> "TorchMemory":
         return TorchMemory(self.model, rows)
+
+
+def bind_parameters(model: MiniGPT) -> None:
+    """Let `model` call functions that have their parameters, where it calls a layer: that takes half the time.
+
+    To call a small layer takes longer than what it computes: PyTorch looks for hooks, and looks its parameters up. A
+    module's own attributes come before its layers, so the functions stand there. For a model that only writes.
+    """
+    for module in model.modules():
+        for name, layer in module.named_children():
+            module.__dict__[name] = _bound(layer)
+
+
+def _bound(layer: nn.Module) -> Callable[..., Tensor]:
+    match layer:
+        case nn.Linear():
+            return partial(F.linear, weight=layer.weight, bias=layer.bias)
+        case nn.LayerNorm():
+            return partial(
+                torch.layer_norm,
+                normalized_shape=layer.normalized_shape,
+                weight=layer.weight,
+                bias=layer.bias,
+                eps=layer.eps,
+            )
+        case nn.Embedding():
+            return partial(F.embedding, weight=layer.weight)
+    return layer
 
 
 class TorchMemory:
