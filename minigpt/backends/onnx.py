@@ -52,7 +52,7 @@ class OnnxBackend:
             # as many as read in little more time than one: 8-bit products want small batches
             self.guesses = 2 if "quantization" in self.metadata else 5
             # together they read the weights once; but beside small weights it is their caches that cost
-            self.rows = 8 if small else 16
+            self.rows = 6 if small else 16
             self.draft = Draft.of(self.metadata, self.tokenizer.vocab_size)
             _, self._heads, _, self._channels = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
