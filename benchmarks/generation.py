@@ -53,7 +53,7 @@ def minigpt(backend: Backend, guess: bool = True) -> Way:
         backend.draft = draft
         texts = [Text(backend.tokenizer, prompt, sample, LENGTH) for sample in range(batch)]
         sampling = Sampling(TEMPERATURE, TOP_K, ignore_eos=True, seed=next(seeds))
-        for _ in write(backend, texts, sampling, min(batch, backend.rows)):
+        for _ in write(backend, texts, sampling):
             pass
 
     return run

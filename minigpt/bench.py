@@ -26,8 +26,7 @@ class Way:
         if not self.guess:
             self.backend.draft = None
         start = time.perf_counter()
-        rows = min(self.count, self.backend.rows)
-        for _ in write(self.backend, texts, Sampling(ignore_eos=True, seed=seed), rows):
+        for _ in write(self.backend, texts, Sampling(ignore_eos=True, seed=seed)):
             pass
         self.speeds.append(self.count * max_new_tokens / (time.perf_counter() - start))
         self.texts += texts

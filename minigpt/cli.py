@@ -166,7 +166,7 @@ def _finished(engine: "Backend", texts: "list[Text]", sampling: "Sampling") -> "
     from minigpt.inference import write
 
     waiting = deque(texts)
-    for _ in write(engine, texts, sampling, rows=min(len(texts), engine.rows)):
+    for _ in write(engine, texts, sampling):
         while waiting and waiting[0].stopped:
             yield waiting.popleft()
 

@@ -1,6 +1,6 @@
 """One generate loop over any backend: texts alone or many at once, streamed or not, always the same."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -163,17 +163,15 @@ class _Row:
         return draft.guess(self.text.ids, self.noise.rows(position, count), self.sampling.temperature)
 
 
-def write(
-    backend: Backend, texts: Iterable[Text], sampling: Sampling | None = None, rows: int = 1
-) -> Iterator[tuple[Text, str]]:
-    """Write `texts`, up to `rows` of them at a time, each as it would be alone.
+def write(backend: Backend, texts: Sequence[Text], sampling: Sampling | None = None) -> Iterator[tuple[Text, str]]:
+    """Write `texts`, as many together as the backend writes best (`rows`), each as it would be alone.
 
     Yields a text and what is added to it, token by token ("" where a token adds no character yet); it
-    is finished when `stopped` is set. With more rows than one the texts take turns, and when one is
-    finished the next takes its place.
+    is finished when `stopped` is set. Several texts take turns, and when one is finished the next takes its place.
     """
     sampling = sampling or Sampling()
     waiting = iter(texts)
+    rows = min(len(texts), backend.rows)
     memory = backend.memory(rows)
     active: list[_Row] = []
     free = list(range(rows))

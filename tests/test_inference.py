@@ -142,10 +142,11 @@ def test_a_stop_string_may_begin_within_a_subword_and_a_character():
     [Sampling(temperature=1.5, seed=4), Sampling(seed=1, repetition_penalty=1.5, top_p=0.9), Sampling(0, min_p=0.1)],
     ids=str,
 )
-def test_texts_in_a_batch_are_what_each_is_alone(untrained, sampling):
+def test_texts_in_a_batch_are_what_each_is_alone(untrained, sampling, monkeypatch):
+    monkeypatch.setattr(untrained, "rows", 3)
     prompts = ["", "the", "a prompt that is longer than the window of twelve", "fox", "The quick brown fox"]
     texts = [Text(untrained.tokenizer, prompt, sample, 10 + 7 * sample) for prompt in prompts for sample in range(2)]
-    for _ in write(untrained, texts, sampling, rows=3):
+    for _ in write(untrained, texts, sampling):
         pass
     for text in texts:
         alone = Uncached(untrained).generate(text.prompt, 10 + 7 * text.sample, sampling, text.sample)

@@ -27,7 +27,7 @@ class Backend(Protocol):
     max_seq_len: int
     draft: Draft | None  # what guesses the next tokens, where the model file has it
     guesses: int  # how many to make before a run
-    rows: int  # how many of many texts to write together
+    rows: int  # how many texts to write together at most
 
     def memory(self, rows: int) -> Memory:
         """A new one, for `rows` texts."""
