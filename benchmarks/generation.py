@@ -26,20 +26,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigpt.backends import Backend
-from minigpt.backends.onnx import OnnxBackend
-from minigpt.backends.torch import TorchBackend
-from minigpt.graph import to_onnx
-from minigpt.inference import Text, write
-from minigpt.model import MiniGPT
-from minigpt.sampling import Sampling
+from minigpt.export.onnx_graph import to_onnx
+from minigpt.generation.backend import Backend
+from minigpt.generation.engine import Text, write
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.generation.sampling import Sampling
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer
 
 SIZES = {
     "S": {"d_model": 128, "num_heads": 4, "num_layers": 4, "d_ff": 512, "max_seq_len": 256},
     "M": {"d_model": 384, "num_heads": 6, "num_layers": 6, "d_ff": 1536, "max_seq_len": 256},
 }
-TOKENIZER = CharTokenizer(map(chr, range(33, 96)))  # with the special tokens 67, as the default model
+TOKENIZER = CharTokenizer(
+    map(chr, range(33, 96))
+)  # with the special tokens 67, as the default model
 PROMPT, LENGTH, TEMPERATURE, TOP_K = 16, 200, 0.8, 50
 Way = Callable[[int], None]  # writes so many texts at once
 
@@ -65,7 +67,9 @@ def minigpt_ways(size: str, trained: list[Path], folder: Path, threads: int) -> 
     ways = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER))}
     for kind in (None, "int8"):
         path = folder / f"{size}-{kind}.onnx"
-        path.write_bytes(to_onnx(model, {"config": config, "tokenizer": TOKENIZER.to_dict()}, quantize=kind))
+        path.write_bytes(
+            to_onnx(model, {"config": config, "tokenizer": TOKENIZER.to_dict()}, quantize=kind)
+        )
         ways[f"MiniGPT, ONNX {kind or 'float32'}"] = minigpt(OnnxBackend(path, threads))
     for path in trained:
         backend = OnnxBackend(path, threads) if path.suffix == ".onnx" else TorchBackend.load(path)
@@ -146,8 +150,14 @@ def genai_way(size: str, folder: Path, threads: int) -> Way:
 
     def run(batch: int) -> None:
         parameters = onnxruntime_genai.GeneratorParams(model)
-        lengths = {"min_length": PROMPT + LENGTH, "max_length": PROMPT + LENGTH, "batch_size": batch}
-        parameters.set_search_options(do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, **lengths)
+        lengths = {
+            "min_length": PROMPT + LENGTH,
+            "max_length": PROMPT + LENGTH,
+            "batch_size": batch,
+        }
+        parameters.set_search_options(
+            do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, **lengths
+        )
         generator = onnxruntime_genai.Generator(model, parameters)
         generator.append_tokens(np.tile(np.arange(4, 4 + PROMPT, dtype=np.int32), (batch, 1)))
         while not generator.is_done():
@@ -164,8 +174,12 @@ def ctranslate2_ways(model, folder: Path, threads: int) -> dict[str, Way]:
     ways = {}
     for kind in ("float32", "int8"):
         target = folder / f"ct2-{kind}"
-        ctranslate2.converters.TransformersConverter(str(source)).convert(str(target), quantization=kind, force=True)
-        generator = ctranslate2.Generator(str(target), compute_type=kind, intra_threads=threads, inter_threads=1)
+        ctranslate2.converters.TransformersConverter(str(source)).convert(
+            str(target), quantization=kind, force=True
+        )
+        generator = ctranslate2.Generator(
+            str(target), compute_type=kind, intra_threads=threads, inter_threads=1
+        )
 
         def run(batch: int, generator=generator) -> None:
             prompts = [[f"t{token}" for token in range(4, 4 + PROMPT)]] * batch
@@ -201,7 +215,9 @@ def report(size: str, batch: int, seconds: dict[str, list[float]]) -> None:
     print(f"\n{size}, {batch} text{'s' * (batch > 1)} at once")
     for name, times in seconds.items():
         ratio = statistics.median(theirs / ours for theirs, ours in zip(base, times, strict=True))
-        print(f"  {name:44} {batch * LENGTH / statistics.median(times):9.0f} tokens/s   x{ratio:.2f}")
+        print(
+            f"  {name:44} {batch * LENGTH / statistics.median(times):9.0f} tokens/s   x{ratio:.2f}"
+        )
 
 
 def start_up(rounds: int) -> None:
@@ -219,23 +235,32 @@ def start_up(rounds: int) -> None:
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         whole.append(time.perf_counter() - start)
     ours, torchs = statistics.median(first), statistics.median(whole)
-    print(f"\nfirst character after {ours:.2f} s; import torch takes {torchs:.2f} s: x{ours / torchs:.3f}")
+    print(
+        f"\nfirst character after {ours:.2f} s; import torch takes {torchs:.2f} s: x{ours / torchs:.3f}"
+    )
     code = (
         f"from minigpt.cli import app\napp({generate[3:]}, standalone_mode=False)\n"
         "import psutil, sys; print(psutil.Process().memory_info().rss, file=sys.stderr)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     print(f"memory of that process at its end: {int(result.stderr) / 2**20:.0f} MiB")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--trained", nargs="+", type=Path, default=[Path("models/minigpt.onnx"), Path("models/minigpt.safetensors")]
+        "--trained",
+        nargs="+",
+        type=Path,
+        default=[Path("models/minigpt.onnx"), Path("models/minigpt.safetensors")],
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -251,7 +276,11 @@ def main() -> None:
                 **minigpt_ways(size, arguments.trained, Path(folder), arguments.threads),
             }
             for batch in arguments.batches:
-                fitting = {name: way for name, way in ways.items() if batch == 1 or not name.endswith(", guesses")}
+                fitting = {
+                    name: way
+                    for name, way in ways.items()
+                    if batch == 1 or not name.endswith(", guesses")
+                }
                 report(size, batch, compare(fitting, batch, arguments.rounds))
     start_up(arguments.rounds)
 

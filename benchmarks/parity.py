@@ -13,27 +13,35 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.backends.onnx import OnnxBackend
-from minigpt.backends.torch import TorchBackend
-from minigpt.inference import generate_ids, window_start
-from minigpt.sampling import Sampling, gumbel_noise
+from minigpt.generation.engine import generate_ids, window_start
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.generation.sampling import Sampling, gumbel_noise
+from minigpt.generation.torch_backend import TorchBackend
 
 LENGTH = 200
 
 
-def gap(backend: TorchBackend, ids: list[int], tokens: tuple[int, int], sampling: Sampling) -> float:
+def gap(
+    backend: TorchBackend, ids: list[int], tokens: tuple[int, int], sampling: Sampling
+) -> float:
     """Between two candidates for the token after `ids`."""
     window = np.array(ids[window_start(len(ids), backend.max_seq_len) :])
     logits = backend.memory(1).read(0, window, 0)[-1]
-    scores = logits / sampling.temperature + gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]
+    scores = (
+        logits / sampling.temperature + gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]
+    )
     return abs(float(scores[tokens[0]] - scores[tokens[1]]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--text", type=Path, default=Path("data/raw/tales.txt"))
-    parser.add_argument("--model", type=Path, default=Path("models/minigpt"), help="without its ending")
+    parser.add_argument(
+        "--model", type=Path, default=Path("models/minigpt"), help="without its ending"
+    )
     arguments = parser.parse_args()
     ours = TorchBackend.load(arguments.model.with_suffix(".safetensors"))
     ours.draft = None  # guesses must not change a text either
@@ -42,14 +50,19 @@ def main() -> None:
     equal = 0
     for seed in range(arguments.prompts):
         start = rng.randrange(len(text))
-        prompt, sampling = text[start : start + rng.randrange(1, 60)], Sampling(ignore_eos=True, seed=seed)
+        prompt, sampling = (
+            text[start : start + rng.randrange(1, 60)],
+            Sampling(ignore_eos=True, seed=seed),
+        )
         a, b = (list(generate_ids(backend, prompt, LENGTH, sampling)) for backend in (ours, theirs))
         if a == b:
             equal += 1
             continue
         at = next(i for i in range(LENGTH) if a[i] != b[i])
         ids = ours.tokenizer.encode(prompt)[:-1] + a[:at]
-        print(f"prompt {seed}: first difference at {at}, gap {gap(ours, ids, (a[at], b[at]), sampling):.1e}")
+        print(
+            f"prompt {seed}: first difference at {at}, gap {gap(ours, ids, (a[at], b[at]), sampling):.1e}"
+        )
     print(f"{equal} of {arguments.prompts} texts of {LENGTH} tokens are equal")
 
 

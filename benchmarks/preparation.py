@@ -52,7 +52,9 @@ def peak_memory(process: subprocess.Popen) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=1.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +70,9 @@ def main() -> None:
         for stage in ("build_vocab", "prepare"):
             start = time.perf_counter()
             environment = {**os.environ, "PYTHONPATH": folder}
-            process = subprocess.Popen([sys.executable, "-m", f"pipeline.{stage}"], cwd=folder, env=environment)
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"pipeline.{stage}"], cwd=folder, env=environment
+            )
             peak = peak_memory(process)
             seconds = time.perf_counter() - start
             if process.returncode:

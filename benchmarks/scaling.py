@@ -12,11 +12,11 @@ import time
 import numpy as np
 import torch
 
-from minigpt import distributed
-from minigpt.config import load_params
-from minigpt.dataset import Batches
-from minigpt.model import MiniGPT
-from minigpt.train import Trainer
+from minigpt.common.config import load_params
+from minigpt.data.batches import Batches
+from minigpt.model.model import MiniGPT
+from minigpt.training import distributed
+from minigpt.training.train import Trainer
 
 STEPS, ROUNDS = 40, 5
 
@@ -36,7 +36,9 @@ def work() -> None:
         }
         config = params.train.model_copy(update=changes)
         model = MiniGPT(69, **params.model.model_dump())
-        trainer = Trainer(model, Batches(ids, *sizes), Batches(ids[:500], *sizes), config, group=group)
+        trainer = Trainer(
+            model, Batches(ids, *sizes), Batches(ids[:500], *sizes), config, group=group
+        )
         seconds: list[float] = []
         began = time.perf_counter()
         trainer.run(lambda row: seconds.append(time.perf_counter() - began))
@@ -45,9 +47,18 @@ def work() -> None:
 
 
 def seconds_of(processes: int) -> float:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        __file__,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def main() -> None:

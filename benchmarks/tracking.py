@@ -50,7 +50,9 @@ from pipeline.train import main; main()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1600, help="train.max_steps")
     arguments = parser.parse_args()
@@ -62,7 +64,9 @@ def main() -> None:
             wall, processor, _ = seconds[name][-1]
             print(f"{name:18} {wall:7.2f} s wall {processor:7.2f} s processor", flush=True)
     for index, kind in enumerate(("wall", "processor")):
-        without, tracked = (statistics.median(time[index] for time in times) for times in seconds.values())
+        without, tracked = (
+            statistics.median(time[index] for time in times) for times in seconds.values()
+        )
         print(f"tracking costs {tracked - without:.2f} s {kind} time, x{tracked / without:.4f}")
     own = statistics.median(time[2] for time in seconds["with tracking"])
     print(f"tracking itself takes {own:.2f} s processor time, {own / tracked:.2%}")
@@ -76,13 +80,28 @@ def _train(code: str, steps: int) -> tuple[float, float, float]:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, folder / part)
         params = (folder / "params.yaml").read_text()
-        (folder / "params.yaml").write_text(params.replace("max_steps: 1600", f"max_steps: {steps}"))
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
-        subprocess.run([sys.executable, "-c", NEW_STORE], cwd=folder, env=env, check=True, capture_output=True)
+        (folder / "params.yaml").write_text(
+            params.replace("max_steps: 1600", f"max_steps: {steps}")
+        )
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MLFLOW_", "DVC_"))
+        }
+        subprocess.run(
+            [sys.executable, "-c", NEW_STORE], cwd=folder, env=env, check=True, capture_output=True
+        )
         start, before = time.perf_counter(), os.times()
-        training = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
+        training = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True
+        )
         wall, after = time.perf_counter() - start, os.times()
-        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        spent = (
+            after.children_user
+            + after.children_system
+            - before.children_user
+            - before.children_system
+        )
         return wall, spent, float(training.stdout or 0)
 
 

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from ruamel.yaml import YAML
 
-from minigpt.config import ModelConfig, TrainConfig
-from minigpt.dataset import Batches
-from minigpt.loss import mean_loss
-from minigpt.model import MiniGPT
-from minigpt.train import Trainer
+from minigpt.common.config import ModelConfig, TrainConfig
+from minigpt.data.batches import Batches
+from minigpt.model.loss import mean_loss
+from minigpt.model.model import MiniGPT
+from minigpt.training.train import Trainer
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = 64
@@ -39,7 +39,12 @@ def read_ids(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
     the tenth before it does, and the last is not touched."""
     text = path.read_text(encoding="utf-8")
     characters = sorted(set(text))
-    ids = 4 + np.array([characters.index(c) for c in characters])[np.searchsorted(characters, list(text))]
+    ids = (
+        4
+        + np.array([characters.index(c) for c in characters])[
+            np.searchsorted(characters, list(text))
+        ]
+    )
     begin, end = (0.8, 0.9) if split == "tune" else (0.9, 1.0)
     n = len(ids)
     return ids[: int(begin * n)], ids[int(begin * n) : int(end * n)], 4 + len(characters)
@@ -83,10 +88,15 @@ class Peer:
         torch.manual_seed(seed)
         sizes = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_inner": 512, "n_positions": CONTEXT}
         dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        self.model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=data[2], **sizes, **dropout))
+        self.model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=data[2], **sizes, **dropout)
+        )
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -154,9 +164,15 @@ def compare_loss(data, args) -> None:
         rows.append(("peer", seed, seconds, peer.val_loss(), seconds))
         show(rows[-1], parameters(peer.model))
         runs = {
-            "classic, same tokens": recipe("classic", max_steps=PEER_STEPS, batch_size=PEER_BATCH, seed=seed),
-            "fast, to that loss": recipe("fast", seed=seed, batch_size=args.batch, **schedule(args.short)),
-            "fast, same time": recipe("fast", seed=seed, batch_size=args.batch, **schedule(args.long)),
+            "classic, same tokens": recipe(
+                "classic", max_steps=PEER_STEPS, batch_size=PEER_BATCH, seed=seed
+            ),
+            "fast, to that loss": recipe(
+                "fast", seed=seed, batch_size=args.batch, **schedule(args.short)
+            ),
+            "fast, same time": recipe(
+                "fast", seed=seed, batch_size=args.batch, **schedule(args.long)
+            ),
         }
         for name, configs in runs.items():
             spent, loss, model = train(data, *configs)
@@ -165,7 +181,10 @@ def compare_loss(data, args) -> None:
     print("\nmedians")
     for name in dict.fromkeys(row[0] for row in rows):
         mine = [row for row in rows if row[0] == name]
-        loss, ratio = (statistics.median(values) for values in zip(*((r[3], r[4] / r[2]) for r in mine), strict=True))
+        loss, ratio = (
+            statistics.median(values)
+            for values in zip(*((r[3], r[4] / r[2]) for r in mine), strict=True)
+        )
         print(f"{name:22} validation loss {loss:.4f}   peer's time / its time {ratio:.2f}")
 
 
@@ -175,7 +194,10 @@ def schedule(steps: int) -> dict[str, int]:
 
 def show(row: tuple, parameters: int) -> None:
     name, seed, seconds, loss, _ = row
-    print(f"{name:22} seed {seed}   {parameters:,} parameters   {seconds:6.1f} s   loss {loss:.4f}", flush=True)
+    print(
+        f"{name:22} seed {seed}   {parameters:,} parameters   {seconds:6.1f} s   loss {loss:.4f}",
+        flush=True,
+    )
 
 
 ABLATIONS = {
@@ -193,7 +215,12 @@ def ablate(data, args) -> None:
     print("without: loss (median of seeds), CPU seconds")
     for name, changes in ABLATIONS.items():
         results = [
-            train(data, *recipe("fast", seed=seed, batch_size=args.batch, **schedule(args.short * 2), **changes))[:2]
+            train(
+                data,
+                *recipe(
+                    "fast", seed=seed, batch_size=args.batch, **schedule(args.short * 2), **changes
+                ),
+            )[:2]
             for seed in range(args.seeds)
         ]
         seconds, loss = (statistics.median(values) for values in zip(*results, strict=True))
@@ -203,20 +230,35 @@ def ablate(data, args) -> None:
 def measure_share(data, args) -> None:
     """Operations of the matrix products in training, against what the processor does in bare products of one size."""
     peaks = {
-        dtype: max(product_speed(n, dtype) for n in (512, 1024, 2048)) for dtype in (torch.float32, torch.bfloat16)
+        dtype: max(product_speed(n, dtype) for n in (512, 1024, 2048))
+        for dtype in (torch.float32, torch.bfloat16)
     }
     for dtype, peak in peaks.items():
         print(f"bare products in {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s")
     for name in ("classic", "fast"):
         for precision in ("float32", "bfloat16"):
-            changes = {"max_steps": 40, "batch_size": 24, "warmup_steps": 0, "decay_steps": 1, "precision": precision}
+            changes = {
+                "max_steps": 40,
+                "batch_size": 24,
+                "warmup_steps": 0,
+                "decay_steps": 1,
+                "precision": precision,
+            }
             model_config, config = recipe(name, **changes)
             seconds, _, model = train((data[0], data[1][:999], data[2]), model_config, config)
-            matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) + model.head.weight.numel()
+            matrices = (
+                sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+                + model.head.weight.numel()
+            )
             # a token costs 2 operations a weight forwards and 4 backwards; so do its products with keys and values
-            per_token = 6 * (matrices + 2 * model_config.num_layers * model_config.d_model * CONTEXT)
+            per_token = 6 * (
+                matrices + 2 * model_config.num_layers * model_config.d_model * CONTEXT
+            )
             speed = per_token * config.max_steps * config.batch_size * CONTEXT / seconds
-            shares = ", ".join(f"{speed / peak:.0%} of {str(d).removeprefix('torch.')}" for d, peak in peaks.items())
+            shares = ", ".join(
+                f"{speed / peak:.0%} of {str(d).removeprefix('torch.')}"
+                for d, peak in peaks.items()
+            )
             print(f"{name:8} {precision:9} {speed / 1e9:5.0f} GFLOP/s: {shares}")
 
 
@@ -235,7 +277,9 @@ def train_for_minutes(data, args) -> None:
     """The loss by the clock: what a laptop's ten minutes give. Evaluated at the model's own context."""
     torch.set_num_threads(args.threads)
     sizes = {"d_model": 256, "num_heads": 8, "num_layers": 3, "d_ff": 1024, "max_seq_len": 128}
-    model_config, config = recipe("fast", **sizes, batch_size=16, eval_interval=args.long // 10, **schedule(args.long))
+    model_config, config = recipe(
+        "fast", **sizes, batch_size=16, eval_interval=args.long // 10, **schedule(args.long)
+    )
     torch.manual_seed(config.seed)
     model = MiniGPT(data[2], **model_config.model_dump())
     layout = ("packed", config.batch_size, model_config.max_seq_len)
@@ -247,22 +291,33 @@ def train_for_minutes(data, args) -> None:
     def report(row) -> None:
         if "val/loss" in row:
             minutes = (time.monotonic() - clock) / 60
-            print(f"{minutes:5.1f} minutes   step {row['step']:5}   loss {row['val/loss']:.4f}", flush=True)
+            print(
+                f"{minutes:5.1f} minutes   step {row['step']:5}   loss {row['val/loss']:.4f}",
+                flush=True,
+            )
 
     trainer.run(report)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["speed", "loss", "ablation", "minutes", "share"])
     parser.add_argument("--data", type=Path, default=ROOT / "data/raw/tinyshakespeare.txt")
     parser.add_argument("--split", choices=["tune", "report"], default="report")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for minutes; the rest has one")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="for minutes; the rest has one"
+    )
     parser.add_argument("--batch", type=int, default=FAST_BATCH)
-    parser.add_argument("--short", type=int, default=150, help="steps of the fast recipe to the peer's loss")
-    parser.add_argument("--long", type=int, default=3000, help="steps of the fast recipe in the peer's time")
+    parser.add_argument(
+        "--short", type=int, default=150, help="steps of the fast recipe to the peer's loss"
+    )
+    parser.add_argument(
+        "--long", type=int, default=3000, help="steps of the fast recipe in the peer's time"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = read_ids(args.data, args.split)

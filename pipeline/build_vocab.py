@@ -4,12 +4,13 @@ import logging
 
 import pandas as pd
 
-from minigpt.config import Params, load_params
-from minigpt.corpus import Corpus
-from minigpt.errors import UserError
+from minigpt.common.config import Params, load_params
+from minigpt.common.errors import UserError
+from minigpt.corpus.corpus import Corpus
 from minigpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
-from pipeline import project, run_stage
-from pipeline.reading_progress import ReadingProgress
+from pipeline.common import paths
+from pipeline.common.reading_progress import ReadingProgress
+from pipeline.common.stage import run_stage
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,19 @@ def main() -> None:
             "with data.documents, or set data.val_fraction to 0"
         )
 
-    project.VOCAB.parent.mkdir(exist_ok=True)
-    tokenizer.save(project.VOCAB)
+    paths.VOCAB.parent.mkdir(exist_ok=True)
+    tokenizer.save(paths.VOCAB)
     table = pd.DataFrame({"character": list(counts), "count": list(counts.values())})
     table["share"] = (table["count"] / table["count"].sum()).round(6)
     table["in_vocabulary"] = [not tokenizer.unknown(character) for character in counts]
     table["character"] = table["character"].map(repr)  # a space or a line break would not be seen
-    project.REPORTS.mkdir(exist_ok=True)
-    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(project.CHARACTERS, index=False)
-    log.info("vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total())
+    paths.REPORTS.mkdir(exist_ok=True)
+    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(
+        paths.CHARACTERS, index=False
+    )
+    log.info(
+        "vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total()
+    )
 
 
 def _tokenizer(params: Params) -> Tokenizer:

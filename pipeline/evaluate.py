@@ -3,30 +3,35 @@
 import json
 import logging
 
-from minigpt.backends.torch import TorchBackend
-from minigpt.checkpoint import load_model
-from minigpt.config import EvaluateConfig, load_params
-from minigpt.dataset import Batches, Tokens
-from minigpt.evaluate import accuracy_by_class, baselines, mistakes, predict, summarize
-from minigpt.inference import generate
-from minigpt.sampling import Sampling
+from minigpt.common.config import EvaluateConfig, load_params
+from minigpt.data.batches import Batches
+from minigpt.data.token_files import Tokens
+from minigpt.evaluation.evaluate import accuracy_by_class, baselines, mistakes, predict, summarize
+from minigpt.generation.engine import generate
+from minigpt.generation.sampling import Sampling
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
-from pipeline import project, run_stage, tracking
+from pipeline.common import paths
+from pipeline.common.stage import run_stage
+from pipeline.tracking import tracking
 
 log = logging.getLogger(__name__)
-ACCURACY = project.REPORTS / "accuracy.csv"
-SAMPLES = project.REPORTS / "samples.md"
+ACCURACY = paths.REPORTS / "accuracy.csv"
+SAMPLES = paths.REPORTS / "samples.md"
 
 
 def main() -> None:
     config = load_params().evaluate
-    model, metadata = load_model(project.MODEL)
+    model, metadata = load_model(paths.MODEL)
     tokenizer = tokenizer_from_dict(metadata["tokenizer"])
-    tokens = Tokens(project.TOKENS, tokenizer)
-    with tracking.model_run(project.MODEL) as run:
+    tokens = Tokens(paths.TOKENS, tokenizer)
+    with tracking.model_run(paths.MODEL) as run:
         split = tokens.val_split
         # the layout that the model was trained in: another would show it positions it has never seen
-        batches = Batches(tokens.ids[split], metadata["train"]["layout"], config.batch_size, model.max_seq_len)
+        batches = Batches(
+            tokens.ids[split], metadata["train"]["layout"], config.batch_size, model.max_seq_len
+        )
         predictions = predict(model, batches)
         result = {
             **summarize(predictions, tokens.info[split]),
@@ -34,21 +39,30 @@ def main() -> None:
             "validation_tokens": tokens.sha256([split])[:16],
             "baseline_loss": baselines(predictions, tokenizer.vocab_size),
         }
-        project.REPORTS.mkdir(exist_ok=True)
-        project.EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
+        paths.REPORTS.mkdir(exist_ok=True)
+        paths.EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
         accuracy_by_class(predictions, tokenizer).to_csv(ACCURACY, index=False)
-        mistakes(predictions, tokenizer).to_csv(project.MISTAKES, index=False)
+        mistakes(predictions, tokenizer).to_csv(paths.MISTAKES, index=False)
         SAMPLES.write_text(_samples(TorchBackend(model, tokenizer), config), encoding="utf-8")
-        run.report("evaluate", config, result, [project.EVALUATION, ACCURACY, project.MISTAKES, SAMPLES])
+        run.report(
+            "evaluate", config, result, [paths.EVALUATION, ACCURACY, paths.MISTAKES, SAMPLES]
+        )
     if split == "train":
-        log.warning("nothing is held out of this corpus: these figures are of the training split itself")
-    log.info("loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f", result)
+        log.warning(
+            "nothing is held out of this corpus: these figures are of the training split itself"
+        )
+    log.info(
+        "loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f",
+        result,
+    )
 
 
 def _samples(backend: TorchBackend, config: EvaluateConfig) -> str:
     sampling = Sampling(config.temperature, config.top_k, seed=config.seed)
     text = f"# Samples\n\nTemperature {config.temperature}, top-k {config.top_k}, seed {config.seed}.\n"
-    for number, prompt in enumerate(config.prompts):  # each with noise of its own, or they would resemble
+    for number, prompt in enumerate(
+        config.prompts
+    ):  # each with noise of its own, or they would resemble
         continuation = "".join(generate(backend, prompt, config.max_new_tokens, sampling, number))
         heading = f"`{prompt}`" if prompt else "No prompt"
         text += f"\n## {heading}\n\n```text\n{prompt}{continuation}\n```\n"

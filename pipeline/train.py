@@ -13,21 +13,25 @@ from typing import Any
 import pandas as pd
 import torch
 
-from minigpt import distributed
-from minigpt.checkpoint import ResumeStore, load_model, save
-from minigpt.config import ModelConfig, Params, load_params
-from minigpt.dataset import Batches, Tokens
-from minigpt.distributed import Group
-from minigpt.draft import build_draft
-from minigpt.errors import UserError
-from minigpt.finetune import adapt_vocabulary
-from minigpt.loss import bits_per
-from minigpt.model import MiniGPT
+from minigpt.common.config import ModelConfig, Params, load_params
+from minigpt.common.errors import UserError
+from minigpt.data.batches import Batches
+from minigpt.data.ngram_table import build_draft
+from minigpt.data.token_files import Tokens
+from minigpt.model.checkpoint import load_model, save
+from minigpt.model.loss import bits_per
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_dict
-from minigpt.train import Interrupted, Progress, Row, Trainer
-from pipeline import project, run_stage, tracking
-from pipeline.progress import TrainingProgress
-from pipeline.resume import resume_store
+from minigpt.training import distributed
+from minigpt.training.distributed import Group
+from minigpt.training.resume import ResumeStore
+from minigpt.training.setup import adapt_vocabulary
+from minigpt.training.train import Interrupted, Progress, Row, Trainer
+from pipeline.common import paths
+from pipeline.common.progress import TrainingProgress
+from pipeline.common.resume import resume_store
+from pipeline.common.stage import run_stage
+from pipeline.tracking import tracking
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +48,8 @@ def main() -> None:
 
 
 def _main(params: Params, group: Group) -> None:
-    tokenizer = load_tokenizer(project.VOCAB)
-    tokens = Tokens(project.TOKENS, tokenizer)
+    tokenizer = load_tokenizer(paths.VOCAB)
+    tokens = Tokens(paths.TOKENS, tokenizer)
     device = _device(params.train.device)
     with resume_store(params, tokens, device, group) as states:
         trainer = _trainer(params, tokenizer, tokens, device, states, group)
@@ -67,14 +71,23 @@ def _device(name: str) -> torch.device:
     # of several accelerators each process on this machine has one
     device = torch.device(present.type, int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.accelerator.device_count():
-        raise UserError(f"train.processes: more than this machine's {torch.accelerator.device_count()} {present.type}")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+        raise UserError(
+            f"train.processes: more than this machine's {torch.accelerator.device_count()} {present.type}"
+        )
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # without it cuBLAS is not deterministic
     torch.accelerator.set_device_index(device.index)
     return device
 
 
 def _trainer(
-    params: Params, tokenizer: Tokenizer, tokens: Tokens, device: torch.device, states: ResumeStore, group: Group
+    params: Params,
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    device: torch.device,
+    states: ResumeStore,
+    group: Group,
 ) -> Trainer:
     torch.manual_seed(params.train.seed)
     torch.use_deterministic_algorithms(True)
@@ -97,16 +110,25 @@ def _start_from(path: Path, model: MiniGPT, config: ModelConfig, tokenizer: Toke
         old = tokenizer_from_dict(metadata["tokenizer"])
         model.load_state_dict(adapt_vocabulary(trained.state_dict(), old, tokenizer))
     except UserError as error:
-        raise UserError(f"train.init_from: {path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise UserError(
+            f"train.init_from: {path}: {str(error).removeprefix(f'{path}: ')}"
+        ) from None
 
 
 def _train(
-    trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Tokens, folder: Path, signals: list[int]
+    trainer: Trainer,
+    params: Params,
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    folder: Path,
+    signals: list[int],
 ) -> None:
     """Train, and write model and reports; a signal on the way ends the process, its state saved."""
     if trainer.progress.step:
         log.info("going on at step %d of an interrupted training", trainer.progress.step)
-    log.info("training %s parameters on %s", f"{trainer.model.num_parameters:,}", trainer.device.type)
+    log.info(
+        "training %s parameters on %s", f"{trainer.model.num_parameters:,}", trainer.device.type
+    )
     characters = tokens.info[tokens.val_split].characters
     held_out = tokens.val_split == "val"
     with (
@@ -116,7 +138,9 @@ def _train(
 
         def report(row: Row) -> None:
             if "val/loss" in row:
-                row["val/bits_per_char"] = bits_per(characters, row["val/loss"], trainer.val_batches.num_targets)
+                row["val/bits_per_char"] = bits_per(
+                    characters, row["val/loss"], trainer.val_batches.num_targets
+                )
             progress(row)
             run.log(row)
             if "val/loss" in row:
@@ -129,20 +153,30 @@ def _train(
             # not 0, or DVC would take the outs for finished; another process of the group may have had the signal
             sys.exit(128 + (signals or [signal.SIGTERM])[0])
         training = _write_reports(trainer.progress, held_out)
-        save(project.MODEL, trainer.model.state_dict(), _metadata(params, tokenizer, tokens, trainer.model, training))
-        run.finish(project.MODEL, held_out)
+        save(
+            paths.MODEL,
+            trainer.model.state_dict(),
+            _metadata(params, tokenizer, tokens, trainer.model, training),
+        )
+        run.finish(paths.MODEL, held_out)
 
 
-def _run(trainer: Trainer, signals: list[int], report: Callable[[Row], None] = lambda row: None) -> None:
+def _run(
+    trainer: Trainer, signals: list[int], report: Callable[[Row], None] = lambda row: None
+) -> None:
     try:
         trainer.run(report, should_stop=lambda: bool(signals))
     except torch.OutOfMemoryError:
-        raise UserError("train.batch_size: memory is full; lower it, or raise train.accumulation_steps") from None
+        raise UserError(
+            "train.batch_size: memory is full; lower it, or raise train.accumulation_steps"
+        ) from None
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = str(error).splitlines()[0]
-        raise UserError(f"train.compile: PyTorch cannot compile here ({reason}); set it to false") from None
+        raise UserError(
+            f"train.compile: PyTorch cannot compile here ({reason}); set it to false"
+        ) from None
 
 
 def _catch_signals() -> list[int]:
@@ -155,11 +189,11 @@ def _catch_signals() -> list[int]:
 
 def _write_reports(progress: Progress, held_out: bool) -> dict[str, Any]:
     """Write the curves and the summary; returns the summary."""
-    project.REPORTS.mkdir(exist_ok=True)
+    paths.REPORTS.mkdir(exist_ok=True)
     training = pd.DataFrame([row for row in progress.history if "train/loss" in row])
     validation = pd.DataFrame([row for row in progress.history if "val/loss" in row])
-    training.to_csv(project.REPORTS / "training.csv", index=False)
-    validation.to_csv(project.REPORTS / "validation.csv", index=False)
+    training.to_csv(paths.REPORTS / "training.csv", index=False)
+    validation.to_csv(paths.REPORTS / "validation.csv", index=False)
     best = validation.set_index("step").loc[progress.best_step]
     summary = {
         "steps": progress.step,
@@ -170,7 +204,7 @@ def _write_reports(progress: Progress, held_out: bool) -> dict[str, Any]:
         "val/bits_per_char": float(best["val/bits_per_char"]),
         "held_out": held_out,
     }
-    project.TRAINING.write_text(json.dumps(summary, indent=1) + "\n")
+    paths.TRAINING.write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 
@@ -186,7 +220,7 @@ def _metadata(
         "draft": build_draft(tokens.ids["train"], tokenizer.vocab_size).to_text(),
         "train": params.train.model_dump(),
         "training": training,
-        "lineage": {"data_sha256": tokens.sha256(), "code_sha256": project.code_sha256("train")},
+        "lineage": {"data_sha256": tokens.sha256(), "code_sha256": paths.code_sha256("train")},
     }
 
 

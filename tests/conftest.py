@@ -20,13 +20,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from minigpt.backends.torch import TorchBackend
-from minigpt.config import DataConfig, TrainConfig
-from minigpt.corpus import Corpus
-from minigpt.dataset import Batches
-from minigpt.model import MiniGPT
+from minigpt.common.config import DataConfig, TrainConfig
+from minigpt.corpus.corpus import Corpus
+from minigpt.data.batches import Batches
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer
-from minigpt.train import Trainer
+from minigpt.training.train import Trainer
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = ROOT / "data/raw/sentences.txt"
@@ -52,7 +52,11 @@ SWITCHES = [
     {"qk_norm": True},
     {"bigram_buckets": 97},
 ]
-ARCHITECTURES = [{}, *SWITCHES, {name: value for switch in SWITCHES for name, value in switch.items()}]
+ARCHITECTURES = [
+    {},
+    *SWITCHES,
+    {name: value for switch in SWITCHES for name, value in switch.items()},
+]
 
 
 def unlike_at_first(model: MiniGPT) -> MiniGPT:
@@ -101,7 +105,9 @@ def trained(sentences, tokenizer) -> TorchBackend:
     """A model that knows the sentences corpus by heart; its context is 64 tokens."""
     ids = torch.tensor([token for text in sentences for token in tokenizer.encode(text)]).numpy()
     torch.manual_seed(0)
-    model = MiniGPT(tokenizer.vocab_size, d_model=64, num_heads=4, num_layers=2, d_ff=256, max_seq_len=64)
+    model = MiniGPT(
+        tokenizer.vocab_size, d_model=64, num_heads=4, num_layers=2, d_ff=256, max_seq_len=64
+    )
     config = train_config(layout="padded", batch_size=16, max_steps=300, eval_interval=100)
     Trainer(model, Batches(ids, "padded", 16, 64), Batches(ids, "padded", 16, 64), config).run()
     return TorchBackend(model, tokenizer)
@@ -143,7 +149,9 @@ class Project:
         (root / "dvc.lock").unlink(missing_ok=True)
         # of its own: neither the caller's tracking server nor its DVC experiment, nor the make that runs the tests
         foreign = ("MLFLOW_", "DVC_", "MAKE", "MFLAGS")
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith(foreign)
+        }
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.env |= {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.com"}
         self.env |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.com"}
@@ -154,7 +162,9 @@ class Project:
         """The same at `root`, with an empty tracking store."""
         copy = Project.__new__(Project)
         copy.root, copy.env = root, self.env
-        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db"))
+        shutil.copytree(
+            self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db")
+        )
         return copy
 
     def edit(self, name: str, old: str, new: str) -> None:
@@ -171,14 +181,22 @@ class Project:
         environment = {**self.env, **env}
         # a session of its own, so that a server can be ended with all its workers
         return subprocess.Popen(
-            command, cwd=self.root, env=environment, stdout=output, stderr=output, text=True, start_new_session=True
+            command,
+            cwd=self.root,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
         )
 
     def run(self, *command: str, code: int = 0, **env: str) -> str:
         """Run a command that must exit with `code`; returns what it printed, errors included."""
         process = self.start(*command, **env)
         out, err = process.communicate(timeout=600)
-        assert process.returncode == code, f"{' '.join(command)}: exit {process.returncode}\n{out}\n{err}"
+        assert process.returncode == code, (
+            f"{' '.join(command)}: exit {process.returncode}\n{out}\n{err}"
+        )
         return out + err
 
 

@@ -38,7 +38,11 @@ def module_files(name: str, root: Path = ROOT) -> set[Path]:
     files = set()
     for depth in range(1, len(parts) + 1):
         path = Path(*parts[:depth])
-        files |= {file for file in (path / "__init__.py", path.with_suffix(".py")) if (root / file).is_file()}
+        files |= {
+            file
+            for file in (path / "__init__.py", path.with_suffix(".py"))
+            if (root / file).is_file()
+        }
     return files
 
 

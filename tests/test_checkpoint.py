@@ -5,10 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.checkpoint import DamagedFileError, ResumeStore, load, load_model, save
-from minigpt.errors import UserError
+from minigpt.common.errors import UserError
+from minigpt.model.checkpoint import DamagedFileError, load, load_model, save
+from minigpt.training.resume import ResumeStore
 
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "rng": torch.arange(9, dtype=torch.uint8), "b": torch.tensor(1.5)}
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "rng": torch.arange(9, dtype=torch.uint8),
+    "b": torch.tensor(1.5),
+}
 
 
 def test_save_and_load(tmp_path):
@@ -23,7 +28,11 @@ def test_save_and_load(tmp_path):
 
 def test_equal_content_is_equal_bytes(tmp_path):
     for name in ("one", "two"):
-        save(tmp_path / name, dict(reversed(TENSORS.items())) if name == "two" else TENSORS, {"a": 1, "b": 2})
+        save(
+            tmp_path / name,
+            dict(reversed(TENSORS.items())) if name == "two" else TENSORS,
+            {"a": 1, "b": 2},
+        )
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 

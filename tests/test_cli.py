@@ -20,15 +20,22 @@ FOX = "The quick brown fox jumps over the lazy dog."
 @pytest.fixture(scope="module")
 def models(trained, tokenizer, sentences, tmp_path_factory):
     """A folder with models/minigpt.onnx and models/minigpt.safetensors, as `dvc repro` leaves them."""
-    from minigpt.checkpoint import save
-    from minigpt.draft import build_draft
-    from minigpt.graph import to_onnx
+    from minigpt.data.ngram_table import build_draft
+    from minigpt.export.onnx_graph import to_onnx
+    from minigpt.model.checkpoint import save
 
     folder = tmp_path_factory.mktemp("cli")
     ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
     metadata = {
         "format": 1,
-        "config": {"vocab_size": 40, "d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64},
+        "config": {
+            "vocab_size": 40,
+            "d_model": 64,
+            "num_heads": 4,
+            "num_layers": 2,
+            "d_ff": 256,
+            "max_seq_len": 64,
+        },
         "parameters": 123,
         "tokenizer": tokenizer.to_dict(),
         "draft": build_draft(ids, 40).to_text(),
@@ -42,9 +49,13 @@ def models(trained, tokenizer, sentences, tmp_path_factory):
 
 @pytest.fixture
 def cli(models):
-    def run(*args: str, code: int = 0, stdin: str = "", cwd=models) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: str, code: int = 0, stdin: str = "", cwd=models
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "minigpt.cli", *args]
-        result = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(
+            command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=120
+        )
         assert result.returncode == code, result
         return result
 
@@ -52,7 +63,10 @@ def cli(models):
 
 
 def test_both_backends_continue_the_prompt_with_the_same_text(cli):
-    texts = [cli("generate", "--backend", name, "--prompt", "The", "--seed", "3").stdout for name in ("torch", "onnx")]
+    texts = [
+        cli("generate", "--backend", name, "--prompt", "The", "--seed", "3").stdout
+        for name in ("torch", "onnx")
+    ]
     assert texts[0] == texts[1]
     assert texts[0].startswith("The")
     assert cli("generate", "--greedy", "-p", "The quick brown").stdout == FOX + "\n"
@@ -65,7 +79,19 @@ def test_the_prompt_can_come_through_a_pipe(cli):
 
 
 def test_json_and_several_samples(cli):
-    command = ["generate", "-p", "The", "-n", "3", "--seed", "5", "--temperature", "2", "--max-new-tokens", "20"]
+    command = [
+        "generate",
+        "-p",
+        "The",
+        "-n",
+        "3",
+        "--seed",
+        "5",
+        "--temperature",
+        "2",
+        "--max-new-tokens",
+        "20",
+    ]
     results = [json.loads(line) for line in cli(*command, "--json").stdout.splitlines()]
     assert [result["sample"] for result in results] == [0, 1, 2]
     assert len({result["text"] for result in results}) == 3
@@ -83,7 +109,13 @@ def test_speculation_changes_nothing(cli):
 
 def test_the_example_needs_nothing_of_minigpt(models):
     """The documented inputs and outputs are enough."""
-    command = [sys.executable, "-I", str(ROOT / "examples/generate.py"), "models/minigpt.onnx", "The quick brown"]
+    command = [
+        sys.executable,
+        "-I",
+        str(ROOT / "examples/generate.py"),
+        "models/minigpt.onnx",
+        "The quick brown",
+    ]
     result = subprocess.run(command, cwd=models, capture_output=True, text=True, check=True)
     assert result.stdout == FOX + "\n"
     source = (ROOT / "examples/generate.py").read_text()
@@ -94,18 +126,33 @@ def test_the_example_needs_nothing_of_minigpt(models):
 def test_prompts_of_a_file_are_continued_line_by_line(cli, tmp_path):
     (tmp_path / "prompts.txt").write_text("The quick brown\n\nThe\n")
     options = ["--seed", "5", "--temperature", "2", "--max-new-tokens", "20"]
-    lines = cli("generate", "--prompts-file", f"{tmp_path}/prompts.txt", "-n", "2", *options).stdout.splitlines()
+    lines = cli(
+        "generate", "--prompts-file", f"{tmp_path}/prompts.txt", "-n", "2", *options
+    ).stdout.splitlines()
     results = [json.loads(line) for line in lines]
     assert [(result["prompt"], result["sample"]) for result in results] == [
         (prompt, sample) for prompt in ("The quick brown", "", "The") for sample in range(2)
     ]
     for result in results[::2]:
-        assert result == json.loads(cli("generate", "-p", result["prompt"], *options, "--json").stdout)
-    assert "none.txt: cannot be read" in cli("generate", "--prompts-file", "none.txt", code=1).stderr
+        assert result == json.loads(
+            cli("generate", "-p", result["prompt"], *options, "--json").stdout
+        )
+    assert (
+        "none.txt: cannot be read" in cli("generate", "--prompts-file", "none.txt", code=1).stderr
+    )
 
 
 def test_stop_and_log_probabilities(cli):
-    command = ["generate", "-p", "The quick brown", "--greedy", "--stop", " lazy", "--stop", "jumping"]
+    command = [
+        "generate",
+        "-p",
+        "The quick brown",
+        "--greedy",
+        "--stop",
+        " lazy",
+        "--stop",
+        "jumping",
+    ]
     assert cli(*command).stdout == "The quick brown fox jumps over the\n"
     result = json.loads(cli(*command, "--json", "--logprobs").stdout)
     assert result["stopped"] == "stop"
@@ -114,10 +161,22 @@ def test_stop_and_log_probabilities(cli):
 
 
 def test_ctrl_c_leaves_what_was_written(models):
-    command = [sys.executable, "-m", "minigpt.cli", "generate", "-p", "The", "--ignore-eos", "--temperature", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "minigpt.cli",
+        "generate",
+        "-p",
+        "The",
+        "--ignore-eos",
+        "--temperature",
+        "2",
+    ]
     whole = subprocess.run(command, cwd=models, capture_output=True, text=True, check=True).stdout
     endless = [*command, "--max-new-tokens", "100000000"]
-    with subprocess.Popen(endless, cwd=models, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        endless, cwd=models, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         start = process.stdout.read(100)  # comes while the text is being written
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
@@ -152,8 +211,14 @@ def test_a_megabyte_of_prompt(cli):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--temperature", "-1"], "temperature: must be a number of 0 (greedy) or more, but it is -1.0"),
-        (["--temperature", "nan"], "temperature: must be a number of 0 (greedy) or more, but it is nan"),
+        (
+            ["--temperature", "-1"],
+            "temperature: must be a number of 0 (greedy) or more, but it is -1.0",
+        ),
+        (
+            ["--temperature", "nan"],
+            "temperature: must be a number of 0 (greedy) or more, but it is nan",
+        ),
         (["--max-new-tokens", "0"], "max-new-tokens: must be 1 or more, but it is 0"),
         (["--top-k", "0"], "top-k: must be 1 or more, but it is 0"),
         (["--seed", "-1"], "seed: must be from 0 to 2^63 - 1, but it is -1"),
@@ -167,9 +232,18 @@ def test_a_megabyte_of_prompt(cli):
             ["--model", "none.onnx"],
             "none.onnx: cannot be read: No such file or directory; run `dvc repro` to make one, or name",
         ),
-        (["--model", "none.safetensors"], "none.safetensors: no such model; run `dvc repro` to train one"),
-        (["--model", "model.txt"], "model.txt: not a model file; it must end in .onnx or .safetensors"),
-        (["--backend", "torch", "--model", "a.onnx"], "a.onnx: the torch backend does not read .onnx files"),
+        (
+            ["--model", "none.safetensors"],
+            "none.safetensors: no such model; run `dvc repro` to train one",
+        ),
+        (
+            ["--model", "model.txt"],
+            "model.txt: not a model file; it must end in .onnx or .safetensors",
+        ),
+        (
+            ["--backend", "torch", "--model", "a.onnx"],
+            "a.onnx: the torch backend does not read .onnx files",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(cli, args, message):
@@ -180,7 +254,10 @@ def test_a_mistake_is_one_line(cli, args, message):
 
 
 def test_top_k_above_the_vocabulary_means_all(cli):
-    texts = {cli("generate", "-p", "T", "--top-k", k, "--temperature", "3").stdout for k in ("40", "10000")}
+    texts = {
+        cli("generate", "-p", "T", "--top-k", k, "--temperature", "3").stdout
+        for k in ("40", "10000")
+    }
     assert len(texts) == 1
 
 
@@ -195,14 +272,19 @@ def test_score_of_files_and_lines(cli, tmp_path):
     (tmp_path / "known.txt").write_text(FOX + "\n" + FOX + "\n")
     (tmp_path / "unknown.txt").write_text("xqj zvw kkk")
     files = [str(tmp_path / "known.txt"), str(tmp_path / "unknown.txt")]
-    rows = [json.loads(line) for line in cli("score", *files, "--lines", "--json").stdout.splitlines()]
+    rows = [
+        json.loads(line) for line in cli("score", *files, "--lines", "--json").stdout.splitlines()
+    ]
     assert [(row["file"], row["line"]) for row in rows] == [
         *((files[0], line) for line in (None, 1, 2)),
         *((files[1], line) for line in (None, 1)),
     ]
     assert rows[0]["tokens"] == rows[1]["tokens"] + rows[2]["tokens"] == 90
     assert rows[1]["loss"] < 1 < rows[3]["loss"]
-    torch_rows = [json.loads(line) for line in cli("score", *files, "--json", "-b", "torch").stdout.splitlines()]
+    torch_rows = [
+        json.loads(line)
+        for line in cli("score", *files, "--json", "-b", "torch").stdout.splitlines()
+    ]
     assert torch_rows[0]["loss"] == pytest.approx(rows[0]["loss"], abs=1e-5)
     table = list(csv.DictReader(io.StringIO(cli("score", files[0], "--csv").stdout)))
     assert float(table[0]["bits_per_char"]) == rows[0]["bits_per_char"]
@@ -213,7 +295,10 @@ def test_score_of_files_and_lines(cli, tmp_path):
 
 
 def test_bench_measures_both_backends(cli):
-    rows = [json.loads(line) for line in cli("bench", "--rounds=1", "--max-new-tokens=9", "--json").stdout.splitlines()]
+    rows = [
+        json.loads(line)
+        for line in cli("bench", "--rounds=1", "--max-new-tokens=9", "--json").stdout.splitlines()
+    ]
     assert {row["model"] for row in rows} == {"models/minigpt.onnx", "models/minigpt.safetensors"}
     assert {row["texts"] for row in rows} == {1, 16}
     assert all(row["tokens_per_second"] > 0 and row["tokens_per_run"] >= 1 for row in rows)
@@ -222,13 +307,25 @@ def test_bench_measures_both_backends(cli):
 
 
 def test_chat_through_a_pipe(cli):
-    lines = ["The quick brown", "/regenerate", "/set temperature 0", "/regenerate", "/set max_new_tokens 4", "I"]
-    first, again, end, *others = cli("chat", "--seed", "3", stdin="\n".join(lines)).stdout.split("(the end)\n")
+    lines = [
+        "The quick brown",
+        "/regenerate",
+        "/set temperature 0",
+        "/regenerate",
+        "/set max_new_tokens 4",
+        "I",
+    ]
+    first, again, end, *others = cli("chat", "--seed", "3", stdin="\n".join(lines)).stdout.split(
+        "(the end)\n"
+    )
     generated = cli("generate", "-p", "The quick brown", "--seed", "3", "-n", "2").stdout
     assert f"The quick brown{first}---\nThe quick brown{again}" == generated
     assert end == FOX.removeprefix("The quick brown") + "\n"
     assert len(others) == 1
-    said = cli("chat", stdin="/set\n/set a 1\n/set top_k x\n/seed -1\n/nothing\n/regenerate\n/help\n/quit\nno").stdout
+    said = cli(
+        "chat",
+        stdin="/set\n/set a 1\n/set top_k x\n/seed -1\n/nothing\n/regenerate\n/help\n/quit\nno",
+    ).stdout
     for words in (
         "temperature 0.8",
         "/set: takes one of temperature, top_k",
@@ -239,7 +336,9 @@ def test_chat_through_a_pipe(cli):
         "Ctrl-D does too",
     ):
         assert words in said
-    assert "max-new-tokens: must be 1 or more" in cli("chat", "--max-new-tokens", "0", code=1).stderr
+    assert (
+        "max-new-tokens: must be 1 or more" in cli("chat", "--max-new-tokens", "0", code=1).stderr
+    )
 
 
 def test_chat_at_a_terminal(models):
@@ -298,14 +397,26 @@ def loaded_by_generating(folder) -> set[str]:
         "app(['generate', '--backend', 'onnx', '--prompt', 'The', '--max-new-tokens', '5'], standalone_mode=False)\n"
         "print('\\n'.join(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
     return {name.split(".")[0] for name in result.stdout.splitlines()}
 
 
 def test_generating_with_onnx_loads_no_heavy_package(models):
     loaded = loaded_by_generating(models)
     assert "onnxruntime" in loaded
-    assert not loaded & {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safetensors", "tokenizers"}
+    assert not loaded & {
+        "torch",
+        "pandas",
+        "mlflow",
+        "onnx",
+        "pydantic",
+        "dvc",
+        "rich",
+        "safetensors",
+        "tokenizers",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -313,13 +424,20 @@ def bpe_models(tmp_path_factory):
     """An untrained BPE model, whose every token is a byte."""
     import torch
 
-    from minigpt.checkpoint import save
-    from minigpt.graph import to_onnx
-    from minigpt.model import MiniGPT
+    from minigpt.export.onnx_graph import to_onnx
+    from minigpt.model.checkpoint import save
+    from minigpt.model.model import MiniGPT
     from minigpt.tokenizer import BPETokenizer
 
     folder = tmp_path_factory.mktemp("bpe")
-    config = {"vocab_size": 260, "d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "max_seq_len": 32}
+    config = {
+        "vocab_size": 260,
+        "d_model": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "d_ff": 32,
+        "max_seq_len": 32,
+    }
     metadata = {"config": config, "tokenizer": BPETokenizer(normalization="NFC").to_dict()}
     torch.manual_seed(0)
     model = MiniGPT(**config).eval()
@@ -330,17 +448,44 @@ def bpe_models(tmp_path_factory):
 
 
 def test_a_bpe_model_generates_and_tells_of_itself(cli, bpe_models):
-    command = ["generate", "-p", "naïve 🦊", "--max-new-tokens", "30", "--top-k", "260", "--seed", "1"]
-    texts = {cli(*command, *more, cwd=bpe_models).stdout for more in ([], ["--no-stream"], ["--backend", "torch"])}
+    command = [
+        "generate",
+        "-p",
+        "naïve 🦊",
+        "--max-new-tokens",
+        "30",
+        "--top-k",
+        "260",
+        "--seed",
+        "1",
+    ]
+    texts = {
+        cli(*command, *more, cwd=bpe_models).stdout
+        for more in ([], ["--no-stream"], ["--backend", "torch"])
+    }
     assert len(texts) == 1
     assert texts.pop().startswith("naïve 🦊")
     for name in ("onnx", "torch"):
         values = json.loads(cli("info", "--backend", name, "--json", cwd=bpe_models).stdout)
-        assert values["vocabulary"] == {"type": "bpe", "size": 260, "normalization": "NFC", "lowercase": False}
+        assert values["vocabulary"] == {
+            "type": "bpe",
+            "size": 260,
+            "normalization": "NFC",
+            "lowercase": False,
+        }
         assert "tokenizer" not in values
 
 
 def test_generating_with_a_bpe_model_loads_one_package_more(bpe_models):
     loaded = loaded_by_generating(bpe_models)
     assert "tokenizers" in loaded
-    assert not loaded & {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safetensors"}
+    assert not loaded & {
+        "torch",
+        "pandas",
+        "mlflow",
+        "onnx",
+        "pydantic",
+        "dvc",
+        "rich",
+        "safetensors",
+    }

@@ -1,8 +1,8 @@
 import pytest
 from conftest import ROOT
 
-from minigpt.config import load_params
-from minigpt.errors import UserError
+from minigpt.common.config import load_params
+from minigpt.common.errors import UserError
 
 PARAMS = (ROOT / "params.yaml").read_text()
 
@@ -17,29 +17,89 @@ def test_the_project_s_own_parameters_are_valid():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("d_model: 128", "d_modle: 128", "model.d_modle: unknown key; remove it or correct its name"),
+        (
+            "d_model: 128",
+            "d_modle: 128",
+            "model.d_modle: unknown key; remove it or correct its name",
+        ),
         ("d_model: 128", "d_model: 128\n  extra: 1", "model.extra: unknown key"),
-        ("d_model: 128", "d_model: '128'", "model.d_model: Input should be a valid integer, but it is '128'"),
+        (
+            "d_model: 128",
+            "d_model: '128'",
+            "model.d_model: Input should be a valid integer, but it is '128'",
+        ),
         ("d_model: 128", "d_model: true", "model.d_model: Input should be a valid integer"),
-        ("d_model: 128", "d_model: -128", "model.d_model: Input should be greater than 0, but it is -128"),
-        ("d_model: 128", "d_model:", "model.d_model: Input should be a valid integer, but it is None"),
-        ("num_heads: 4", "num_heads: 5", r"model.num_heads: must divide d_model \(128\), but it is 5"),
+        (
+            "d_model: 128",
+            "d_model: -128",
+            "model.d_model: Input should be greater than 0, but it is -128",
+        ),
+        (
+            "d_model: 128",
+            "d_model:",
+            "model.d_model: Input should be a valid integer, but it is None",
+        ),
+        (
+            "num_heads: 4",
+            "num_heads: 5",
+            r"model.num_heads: must divide d_model \(128\), but it is 5",
+        ),
         ("dropout: 0.0", "dropout: 1.0", "model.dropout: Input should be less than 1"),
         ("learning_rate: 3e-3", "learning_rate: .nan", "train.learning_rate: .*finite"),
         ("learning_rate: 3e-3", "learning_rate: .inf", "train.learning_rate: .*finite"),
         ("learning_rate: 3e-3", "learning_rate: 0", "train.learning_rate: .*greater than 0"),
-        ("learning_rate: 3e-3", "learning_rate: 1e-5", r"train: min_learning_rate \(0.0001\) exceeds learning_rate"),
-        ("warmup_steps: 100", "warmup_steps: 99999", r"train: warmup_steps \(99999\) exceed the 1600 steps"),
+        (
+            "learning_rate: 3e-3",
+            "learning_rate: 1e-5",
+            r"train: min_learning_rate \(0.0001\) exceeds learning_rate",
+        ),
+        (
+            "warmup_steps: 100",
+            "warmup_steps: 99999",
+            r"train: warmup_steps \(99999\) exceed the 1600 steps",
+        ),
         ("decay_steps: 400", "decay_steps: 0", "train.decay_steps: .*greater than 0"),
-        ("max_steps: 1600", "max_steps: null", "train: max_steps and max_epochs are both null; give one"),
-        ("init_from: null", "init_from: models/x.safetensors", "train.init_from: must be a file in pretrained/"),
-        ("positional: sinusoidal", "positional: learned", "model.positional: Input should be 'sinusoidal' or 'rotary'"),
-        ("layout: packed", "layout: loose", "train.layout: Input should be 'packed' or 'padded', but it is 'loose'"),
+        (
+            "max_steps: 1600",
+            "max_steps: null",
+            "train: max_steps and max_epochs are both null; give one",
+        ),
+        (
+            "init_from: null",
+            "init_from: models/x.safetensors",
+            "train.init_from: must be a file in pretrained/",
+        ),
+        (
+            "positional: sinusoidal",
+            "positional: learned",
+            "model.positional: Input should be 'sinusoidal' or 'rotary'",
+        ),
+        (
+            "layout: packed",
+            "layout: loose",
+            "train.layout: Input should be 'packed' or 'padded', but it is 'loose'",
+        ),
         ("val_fraction: auto", "val_fraction: 1.5", "data.val_fraction: "),
-        ("vocab_size: 1024", "vocab_size: 259", "tokenizer.vocab_size: .*greater than or equal to 260, but it is 259"),
-        ("type: char", "type: word", "tokenizer.type: Input should be 'char' or 'bpe', but it is 'word'"),
-        ("lowercase: false", "lowercase: 1", "tokenizer.lowercase: Input should be a valid boolean"),
-        ("normalization: NFC", "normalization: nfc", "data.normalization: Input should be 'NFC', .*, but it is 'nfc'"),
+        (
+            "vocab_size: 1024",
+            "vocab_size: 259",
+            "tokenizer.vocab_size: .*greater than or equal to 260, but it is 259",
+        ),
+        (
+            "type: char",
+            "type: word",
+            "tokenizer.type: Input should be 'char' or 'bpe', but it is 'word'",
+        ),
+        (
+            "lowercase: false",
+            "lowercase: 1",
+            "tokenizer.lowercase: Input should be a valid boolean",
+        ),
+        (
+            "normalization: NFC",
+            "normalization: nfc",
+            "data.normalization: Input should be 'NFC', .*, but it is 'nfc'",
+        ),
         ("  seed: 0 # of the initial", "  # ", "train.seed: missing; add it"),
         ("export:", "exprot:", r"exprot: unknown key; .*also wrong: export"),
         ("model:", "model: {", "not valid YAML: "),

@@ -10,9 +10,9 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.config import DataConfig
-from minigpt.corpus import Corpus, Hashes, split_of
-from minigpt.errors import UserError
+from minigpt.common.config import DataConfig
+from minigpt.common.errors import UserError
+from minigpt.corpus.corpus import Corpus, Hashes, split_of
 
 TALES = ROOT / "data/raw/tales.txt"
 
@@ -91,7 +91,10 @@ def test_a_stream_is_cut_once_by_position(tmp_path_factory, text, fraction):
     assert len(train) == round(len(whole) * (1 - fraction))
     assert whole.startswith(train)
     for split in ("train", "val"):
-        assert [document.begins for document in found if document.split == split][:1] in ([], [True])
+        assert [document.begins for document in found if document.split == split][:1] in (
+            [],
+            [True],
+        )
 
 
 TEXTS = ["one", 'two,\nwith "quotes"\tand a tab', "NA", "naïve 🦊"]
@@ -116,7 +119,9 @@ def test_tables_plain_and_compressed(tmp_path, ending, compression):
     packed.write_bytes(compress(file.read_bytes()))
     assert documents(packed) == TEXTS
     assert documents(packed.parent) == TEXTS
-    with pytest.raises(UserError, match=r"no column 'body'; set data.text_column to one of: 'id', 'text'"):
+    with pytest.raises(
+        UserError, match=r"no column 'body'; set data.text_column to one of: 'id', 'text'"
+    ):
         documents(packed, text_column="body")
 
 
@@ -195,7 +200,11 @@ def test_about_a_tenth_is_held_out_and_adding_text_moves_nothing(tmp_path):
         ("binary.csv", b"text\nfine\n\xff\n", r"binary\.csv: not UTF-8 text at byte 10"),
         ("empty.txt", b"\n \n", r"empty\.txt: holds no text"),
         ("empty.csv", b"", r"empty\.csv: holds no text"),
-        ("torn.txt.gz", gzip.compress(b"text" * 999, mtime=0)[:-9], r"torn\.txt\.gz: damaged, or not compressed"),
+        (
+            "torn.txt.gz",
+            gzip.compress(b"text" * 999, mtime=0)[:-9],
+            r"torn\.txt\.gz: damaged, or not compressed",
+        ),
         ("wrong.txt.gz", b"no gzip", r"wrong\.txt\.gz: damaged, or not compressed"),
         ("wrong.txt.zst", b"no zstd", r"wrong\.txt\.zst: damaged, or not compressed"),
         ("wrong.parquet", b"no parquet", r"wrong\.parquet: damaged, or no Parquet"),
@@ -212,7 +221,9 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, name, content, message):
 
 
 def test_a_missing_or_unreadable_source_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"names\.txt: no such file or folder.*minigpt-cli fetch names$"):
+    with pytest.raises(
+        UserError, match=r"names\.txt: no such file or folder.*minigpt-cli fetch names$"
+    ):
         documents(tmp_path / "names.txt")
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(UserError, match=r"folder\.txt: no file in it fits"):
@@ -223,7 +234,9 @@ def test_odd_text_is_text(tmp_path):
     file = tmp_path / "odd.jsonl"
     odd = ["שלום עולם", "👩‍👩‍👧‍👦 family", "nul\0inside", "x" * 1_000_000]
     lines = [json.dumps({"text": text}) for text in odd]
-    file.write_text("\n".join([*lines, '{"text": "half \\ud83d pair"}', '{"text": null}', '{"text": 7}']))
+    file.write_text(
+        "\n".join([*lines, '{"text": "half \\ud83d pair"}', '{"text": null}', '{"text": 7}'])
+    )
     assert documents(file) == [*odd, "half \ufffd pair", "7"]
     assert documents(file, invalid_utf8="replace")[:4] == odd
     (tmp_path / "bad.txt").write_bytes(b"a\xffb")

@@ -25,7 +25,9 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(project, full):
     project.edit("params.yaml", "optimizer: adamw", "optimizer: muon")
     project.edit("params.yaml", "dropout: 0.0", "dropout: 0.1")
     project.run(*TRAIN)
-    reports = [project.root / name for name in (MODEL, "reports/training.csv", "reports/validation.csv")]
+    reports = [
+        project.root / name for name in (MODEL, "reports/training.csv", "reports/validation.csv")
+    ]
     expected = [report.read_bytes() for report in reports]
     for report in reports:
         report.unlink()
@@ -49,10 +51,14 @@ def test_a_file_in_the_place_of_the_states_is_named(project):
     shutil.rmtree(project.root / ".minigpt", ignore_errors=True)
     (project.root / ".minigpt").write_text("")
     out = project.run(*TRAIN, code=1)
-    assert re.fullmatch(r"\S+\.minigpt/\S+: cannot be used \(Not a directory\); mend that and try again\n", out)
+    assert re.fullmatch(
+        r"\S+\.minigpt/\S+: cannot be used \(Not a directory\); mend that and try again\n", out
+    )
 
 
-def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_training_starts_afresh(project):
+def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_training_starts_afresh(
+    project,
+):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     project.run(*TRAIN)
     expected = (project.root / MODEL).read_bytes()
@@ -77,5 +83,8 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_traini
     project.edit("params.yaml", "weight_decay: 0.2", "weight_decay: 0.1")
     out = project.run(*TRAIN)
     assert f"{newest}: damaged, or not written by MiniGPT; going back to the state before it" in out
-    assert f"going on at step {int(before.stem.removeprefix('step-'))} of an interrupted training" in out
+    assert (
+        f"going on at step {int(before.stem.removeprefix('step-'))} of an interrupted training"
+        in out
+    )
     assert (project.root / MODEL).read_bytes() == expected

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.corpus import Document
-from minigpt.dataset import Batches, Tokens, token_dtype
-from minigpt.encoding import TokenWriter, encode_documents, write_meta
-from minigpt.errors import UserError
-from minigpt.parallel import batched_by_size, parallel_map
+from minigpt.common.errors import UserError
+from minigpt.common.parallel import batched_by_size, parallel_map
+from minigpt.corpus.corpus import Document
+from minigpt.corpus.encode import encode_documents
+from minigpt.data.batches import Batches
+from minigpt.data.token_files import Tokens, TokenWriter, token_dtype, write_meta
 from minigpt.tokenizer import BOS, EOS, PAD, UNK, CharTokenizer
 
 ALPHABET = CharTokenizer("abcdefgh")
@@ -39,7 +40,9 @@ def test_one_pass_predicts_every_token_once(documents, batch_size, max_seq_len):
             assert input_ids.shape == targets.shape
             assert input_ids.shape[0] <= batch_size
             assert input_ids.shape[1] <= max_seq_len
-            pairs += [(a, b) for a, b in zip(input_ids.ravel(), targets.ravel(), strict=True) if b != PAD]
+            pairs += [
+                (a, b) for a, b in zip(input_ids.ravel(), targets.ravel(), strict=True) if b != PAD
+            ]
         expected = list(pairwise(ids))
         if layout == "padded":  # the step from one document to the next is nobody's task
             expected = [(a, b) for a, b in expected if a != EOS]
@@ -95,18 +98,29 @@ def test_token_files_say_what_they_hold(tmp_path):
     tokens = Tokens(tmp_path, tokenizer)
     assert tokens.ids["train"].tolist() == [BOS, 4, 5, 6, EOS, BOS, 7, 8, EOS, BOS, UNK, 6, EOS]
     info = tokens.info["train"]
-    assert (info.documents, info.tokens, info.characters, info.bytes, info.unknown) == (3, 13, 7, 8, 1)
+    assert (info.documents, info.tokens, info.characters, info.bytes, info.unknown) == (
+        3,
+        13,
+        7,
+        8,
+        1,
+    )
     assert tokens.info["val"].documents == 0
     assert tokens.val_split == "train"  # nothing was held out
     assert tokens.ids["train"].dtype == token_dtype(tokenizer.vocab_size) == np.uint8
     assert token_dtype(257) == np.dtype("<u2")
 
 
-@given(st.lists(st.tuples(st.text(), st.sampled_from(["train", "val"])), max_size=20), st.integers(1, 30))
+@given(
+    st.lists(st.tuples(st.text(), st.sampled_from(["train", "val"])), max_size=20),
+    st.integers(1, 30),
+)
 def test_however_it_is_batched_the_files_are_what_encode_gives(tmp_path_factory, documents, limit):
     folder = tmp_path_factory.mktemp("tokens")
     tokenizer = CharTokenizer("abcde 0")
-    batches = batched_by_size((Document(*document) for document in documents), lambda d: len(d.text) + 1, limit)
+    batches = batched_by_size(
+        (Document(*document) for document in documents), lambda d: len(d.text) + 1, limit
+    )
     with TokenWriter(folder, "train", 11) as train, TokenWriter(folder, "val", 11) as val:
         for batch in batches:
             encoded = encode_documents(batch, tokenizer)
@@ -115,7 +129,9 @@ def test_however_it_is_batched_the_files_are_what_encode_gives(tmp_path_factory,
         write_meta(folder, tokenizer, {"train": train.finish(), "val": val.finish()})
     tokens = Tokens(folder, tokenizer)
     for split in ("train", "val"):
-        expected = [token for text, where in documents if where == split for token in tokenizer.encode(text)]
+        expected = [
+            token for text, where in documents if where == split for token in tokenizer.encode(text)
+        ]
         assert tokens.ids[split].tolist() == expected
         assert tokens.info[split].documents == sum(where == split for _, where in documents)
 

@@ -20,22 +20,32 @@ def two(project) -> Project:
 
 def curves(project: Project) -> pd.DataFrame:
     training = pd.read_csv(project.root / "reports/training.csv")
-    return training.merge(pd.read_csv(project.root / "reports/validation.csv"), on="step", how="left")
+    return training.merge(
+        pd.read_csv(project.root / "reports/validation.csv"), on="step", how="left"
+    )
 
 
 def test_two_processes_learn_what_one_does(two):
-    two.edit("params.yaml", "layout: packed", "layout: padded")  # whose rows count differently many targets
+    two.edit(
+        "params.yaml", "layout: packed", "layout: padded"
+    )  # whose rows count differently many targets
     two.edit("params.yaml", "accumulation_steps: 1", "accumulation_steps: 2")
     two.run("dvc", "repro", "train")
     shared = curves(two)
     two.edit("params.yaml", "processes: 2", "processes: 1")
     two.run("dvc", "repro", "train")
     pd.testing.assert_frame_equal(shared, curves(two), rtol=1e-3)
-    assert [run.info.status for run in runs(two)] == ["FINISHED"] * 2  # one a training, by the first process
+    assert [run.info.status for run in runs(two)] == [
+        "FINISHED"
+    ] * 2  # one a training, by the first process
 
 
 def workers(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children(recursive=True) if "pipeline.train" in child.cmdline()]
+    return [
+        child
+        for child in psutil.Process(pid).children(recursive=True)
+        if "pipeline.train" in child.cmdline()
+    ]
 
 
 def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
@@ -47,7 +57,10 @@ def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
     workers(process.pid)[1].kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "a training process was ended by SIGKILL; `dvc repro` goes on from the last saved state" in err
+    assert (
+        "a training process was ended by SIGKILL; `dvc repro` goes on from the last saved state"
+        in err
+    )
     assert "Traceback" not in err
 
     process, before = two.start(*TRAIN), set(states(two))

@@ -57,13 +57,24 @@ def test_the_python_of_the_readme_runs(reproduced):
 def test_the_guide_s_examples_are_true(monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    failed, tried = doctest.testfile(str(ROOT / "docs/guide.md"), module_relative=False, optionflags=flags)
+    failed, tried = doctest.testfile(
+        str(ROOT / "docs/guide.md"), module_relative=False, optionflags=flags
+    )
     assert tried > 10
     assert failed == 0
 
 
 def test_the_documented_help_is_the_real_one():
-    command = [sys.executable, "-m", "typer", "minigpt.cli", "utils", "docs", "--name", "minigpt-cli"]
+    command = [
+        sys.executable,
+        "-m",
+        "typer",
+        "minigpt.cli",
+        "utils",
+        "docs",
+        "--name",
+        "minigpt-cli",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert (ROOT / "docs/cli.md").read_text().strip() == result.stdout.strip()
 

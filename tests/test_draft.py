@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt import draft as draft_module
-from minigpt.backends import Backend
-from minigpt.backends.onnx import OnnxBackend
-from minigpt.backends.torch import TorchBackend
-from minigpt.checkpoint import save
-from minigpt.draft import CONTEXT, STEP, Draft, build_draft
-from minigpt.errors import UserError
-from minigpt.graph import to_onnx
-from minigpt.inference import generate_ids
-from minigpt.sampling import Sampling, gumbel_noise
+from minigpt.common.errors import UserError
+from minigpt.data import ngram_table as draft_module
+from minigpt.data.ngram_table import CONTEXT, STEP, Draft, build_draft
+from minigpt.export.onnx_graph import to_onnx
+from minigpt.generation.backend import Backend
+from minigpt.generation.engine import generate_ids
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.generation.sampling import Sampling, gumbel_noise
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.checkpoint import save
 from minigpt.tokenizer import EOS
 
 V = 7
@@ -40,7 +40,10 @@ def probabilities(context: tuple, following: dict[tuple, Counter]) -> np.ndarray
     return (found + kinds * probabilities(context[1:], following)) / (found.sum() + kinds)
 
 
-@given(st.lists(st.integers(0, V - 1), min_size=1, max_size=60), st.lists(st.integers(0, V - 1), max_size=30))
+@given(
+    st.lists(st.integers(0, V - 1), min_size=1, max_size=60),
+    st.lists(st.integers(0, V - 1), max_size=30),
+)
 def test_the_table_is_an_n_gram_model(ids, text):
     table = build_draft(np.array(ids), V)
     following = counted(ids)
@@ -48,7 +51,9 @@ def test_the_table_is_an_n_gram_model(ids, text):
     for i, token in enumerate(text):
         row = table.following[row, token]
         # the longest end of what came so far that the training text has
-        contexts = [tuple(text[max(0, i + 1 - length) : i + 1]) for length in range(CONTEXT, -1, -1)]
+        contexts = [
+            tuple(text[max(0, i + 1 - length) : i + 1]) for length in range(CONTEXT, -1, -1)
+        ]
         context = next(context for context in contexts if context in following)
         expected = np.log(probabilities(context, following))
         np.testing.assert_allclose(table.log_probs[row], expected, atol=0.51 * STEP)
@@ -60,7 +65,9 @@ def test_only_the_commonest_contexts_are_kept(monkeypatch):
     monkeypatch.setattr(draft_module, "BYTES", 3 * V * 100)
     table = build_draft(ids, V)
     assert 90 <= len(table.log_probs) <= 100
-    occurrences = sorted((followed.total() for followed in counted(ids.tolist()).values()), reverse=True)
+    occurrences = sorted(
+        (followed.total() for followed in counted(ids.tolist()).values()), reverse=True
+    )
     most, least = np.exp(table.log_probs[[0, -1]])
     np.testing.assert_allclose(most, np.bincount(ids) / 5000, atol=0.02)
     assert occurrences[99] > 20
@@ -102,7 +109,14 @@ def speculating(request, trained, tokenizer, sentences, tmp_path_factory) -> Bac
 
 
 def test_a_checkpoint_with_a_damaged_table_is_named(trained, tokenizer, tmp_path):
-    config = {"vocab_size": 40, "d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64}
+    config = {
+        "vocab_size": 40,
+        "d_model": 64,
+        "num_heads": 4,
+        "num_layers": 2,
+        "d_ff": 256,
+        "max_seq_len": 64,
+    }
     for draft in (5, None, "A"):
         metadata = {"config": config, "tokenizer": tokenizer.to_dict(), "draft": draft}
         save(tmp_path / "model.safetensors", trained.model.state_dict(), metadata)

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.dataset import Batches, SplitInfo
-from minigpt.evaluate import (
+from minigpt.data.batches import Batches
+from minigpt.data.token_files import SplitInfo
+from minigpt.evaluation.evaluate import (
     accuracy_by_class,
     baselines,
     character_class,
@@ -16,14 +17,16 @@ from minigpt.evaluate import (
     predict,
     summarize,
 )
-from minigpt.loss import mean_loss
-from minigpt.model import MiniGPT
+from minigpt.model.loss import mean_loss
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_every_target_is_judged_once(sentences, tokenizer, layout):
-    ids = torch.tensor([token for text in sentences[:9] for token in tokenizer.encode(text)]).numpy()
+    ids = torch.tensor(
+        [token for text in sentences[:9] for token in tokenizer.encode(text)]
+    ).numpy()
     batches = Batches(ids, layout, 4, 16)
     model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16).eval()
     predictions = predict(model, batches)
@@ -34,17 +37,29 @@ def test_every_target_is_judged_once(sentences, tokenizer, layout):
 
 
 def test_the_summary_is_arithmetic():
-    predictions = pd.DataFrame({"target": [4, 5, 6, 3], "predicted": [4, 5, 5, 5], "loss": [math.log(2)] * 4})
-    found = summarize(predictions, SplitInfo(documents=1, tokens=5, characters=3, bytes=6, unknown=0, sha256=""))
+    predictions = pd.DataFrame(
+        {"target": [4, 5, 6, 3], "predicted": [4, 5, 5, 5], "loss": [math.log(2)] * 4}
+    )
+    found = summarize(
+        predictions, SplitInfo(documents=1, tokens=5, characters=3, bytes=6, unknown=0, sha256="")
+    )
     assert found == pytest.approx(
-        {"loss": math.log(2), "perplexity": 2, "bits_per_char": 4 / 3, "bits_per_byte": 4 / 6, "accuracy": 0.5}
+        {
+            "loss": math.log(2),
+            "perplexity": 2,
+            "bits_per_char": 4 / 3,
+            "bits_per_byte": 4 / 6,
+            "accuracy": 0.5,
+        }
     )
 
 
 def test_baselines_of_a_known_text():
     # "abababab": one bit a token for who counts, none for who looks at the one before
     predictions = pd.DataFrame({"previous": [4, 5] * 4, "target": [5, 4] * 4})
-    assert baselines(predictions, 8) == pytest.approx({"uniform": math.log(8), "unigram": math.log(2), "bigram": 0})
+    assert baselines(predictions, 8) == pytest.approx(
+        {"uniform": math.log(8), "unigram": math.log(2), "bigram": 0}
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
@@ -57,7 +72,9 @@ def test_accuracy_by_kind_of_character():
     tokenizer = CharTokenizer("aB7 .\n")
     targets = tokenizer.encode("aaB7 .\n")[1:]
     guesses = tokenizer.encode("aBB7  \n")[1:]
-    table = accuracy_by_class(pd.DataFrame({"target": targets, "predicted": guesses, "loss": 1.0}), tokenizer)
+    table = accuracy_by_class(
+        pd.DataFrame({"target": targets, "predicted": guesses, "loss": 1.0}), tokenizer
+    )
     found = table.set_index("class")["accuracy"].to_dict()
     assert found == {
         "lowercase": 0.5,
@@ -69,17 +86,39 @@ def test_accuracy_by_kind_of_character():
         "special token": 1,
     }
     assert [character_class(character) for character in "éÉ中\u0bbe\u200b…€\t"] == [
-        *["lowercase", "uppercase", "other letter", "other letter", "control", "punctuation", "punctuation", "space"]
+        *[
+            "lowercase",
+            "uppercase",
+            "other letter",
+            "other letter",
+            "control",
+            "punctuation",
+            "punctuation",
+            "space",
+        ]
     ]
 
 
 def test_a_subword_is_of_the_kind_of_its_first_character_but_spaces():
-    found = {" the": "lowercase", "The": "uppercase", "  ": "space", " \n": "line break", ".\n": "punctuation"}
-    found |= {"": "special token", " \udcf0\udc9f": "part of a character", "a\udcc3": "lowercase", "1st": "digit"}
+    found = {
+        " the": "lowercase",
+        "The": "uppercase",
+        "  ": "space",
+        " \n": "line break",
+        ".\n": "punctuation",
+    }
+    found |= {
+        "": "special token",
+        " \udcf0\udc9f": "part of a character",
+        "a\udcc3": "lowercase",
+        "1st": "digit",
+    }
     assert {piece: piece_class(piece) for piece in found} == found
     tokenizer = BPETokenizer()
     targets = tokenizer.encode("né")[1:]
-    table = accuracy_by_class(pd.DataFrame({"target": targets, "predicted": targets, "loss": 1.0}), tokenizer)
+    table = accuracy_by_class(
+        pd.DataFrame({"target": targets, "predicted": targets, "loss": 1.0}), tokenizer
+    )
     assert table.set_index("class")["count"].to_dict() == {
         "lowercase": 1,
         "part of a character": 2,

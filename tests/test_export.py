@@ -10,30 +10,40 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, train_config, unlike_at_first
 
-from minigpt.backends.onnx import OnnxBackend, OnnxMemory
-from minigpt.backends.torch import TorchBackend
-from minigpt.corpus import Document
-from minigpt.dataset import Batches, SplitInfo, Tokens
-from minigpt.encoding import TokenWriter, encode_documents, write_meta
-from minigpt.errors import UserError
-from minigpt.evaluate import predict, summarize
-from minigpt.export import check_parity, check_quality, logits_of, max_logit_difference
-from minigpt.graph import to_onnx
-from minigpt.inference import generate, generate_ids, window_start
-from minigpt.loss import mean_loss
-from minigpt.model import MiniGPT
-from minigpt.sampling import Sampling
+from minigpt.common.errors import UserError
+from minigpt.corpus.corpus import Document
+from minigpt.corpus.encode import encode_documents
+from minigpt.data.batches import Batches
+from minigpt.data.token_files import SplitInfo, Tokens, TokenWriter, write_meta
+from minigpt.evaluation.evaluate import predict, summarize
+from minigpt.export.checks import check_parity, check_quality, logits_of, max_logit_difference
+from minigpt.export.onnx_graph import to_onnx
+from minigpt.generation.engine import generate, generate_ids, window_start
+from minigpt.generation.onnx_backend import OnnxBackend, OnnxMemory
+from minigpt.generation.sampling import Sampling
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.loss import mean_loss
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer
-from minigpt.train import Trainer
+from minigpt.training.train import Trainer
 
 METADATA = {"format": 1, "training": {"val/loss": 1.0}}
 
 
 @pytest.fixture(scope="module")
 def onnx_file(trained, tokenizer, tmp_path_factory) -> Path:
-    config = {"vocab_size": 40, "d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64}
+    config = {
+        "vocab_size": 40,
+        "d_model": 64,
+        "num_heads": 4,
+        "num_layers": 2,
+        "d_ff": 256,
+        "max_seq_len": 64,
+    }
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    path.write_bytes(to_onnx(trained.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()}))
+    path.write_bytes(
+        to_onnx(trained.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()})
+    )
     return path
 
 
@@ -49,16 +59,28 @@ def test_logits_agree_at_every_length_cached_and_uncached(trained, exported):
 @pytest.mark.parametrize("switches", ARCHITECTURES[1:], ids=str)
 def test_every_architecture_exports_and_writes_the_same_text(tokenizer, tmp_path, switches):
     torch.manual_seed(0)
-    config = {"vocab_size": 40, "d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 16}
+    config = {
+        "vocab_size": 40,
+        "d_model": 32,
+        "num_heads": 2,
+        "num_layers": 2,
+        "d_ff": 64,
+        "max_seq_len": 16,
+    }
     config |= switches
     torch_backend = TorchBackend(unlike_at_first(MiniGPT(**config)), tokenizer)
     path = tmp_path / "model.onnx"
-    path.write_bytes(to_onnx(torch_backend.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()}))
+    path.write_bytes(
+        to_onnx(
+            torch_backend.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()}
+        )
+    )
     onnx_backend = OnnxBackend(path)
     assert max_logit_difference(torch_backend, onnx_backend) < 1e-4
     for seed in range(5):  # beyond the context, where the window slides
         theirs, ours = (
-            list(generate_ids(backend, "the", 60, Sampling(seed=seed))) for backend in (torch_backend, onnx_backend)
+            list(generate_ids(backend, "the", 60, Sampling(seed=seed)))
+            for backend in (torch_backend, onnx_backend)
         )
         assert theirs == ours
 
@@ -72,10 +94,14 @@ def test_a_wrong_model_is_noticed(trained, exported, monkeypatch):
     monkeypatch.setattr(OnnxMemory, "step", slightly_off)
     difference = max_logit_difference(trained, exported)
     assert difference == pytest.approx(1e-3, rel=0.05)
-    with pytest.raises(UserError, match=r"export\.tolerance: the ONNX model's logits differ .* by 0\.001"):
+    with pytest.raises(
+        UserError, match=r"export\.tolerance: the ONNX model's logits differ .* by 0\.001"
+    ):
         check_parity(difference, 1e-4)
 
-    monkeypatch.setattr(OnnxMemory, "step", lambda memory, ids, past: np.full((len(ids), 40), np.nan))
+    monkeypatch.setattr(
+        OnnxMemory, "step", lambda memory, ids, past: np.full((len(ids), 40), np.nan)
+    )
     assert max_logit_difference(trained, exported) == float("inf")
 
 
@@ -120,7 +146,9 @@ def test_both_backends_write_the_same_text(trained, exported, sentences, full):
     for seed in range(1000 if full else 200):
         start = rng.randrange(len(text))
         prompt = text[start : start + rng.randrange(40)]
-        sampling = Sampling(temperature=rng.choice([0.0, 0.8, 1.5]), top_k=rng.choice([3, 50]), seed=seed)
+        sampling = Sampling(
+            temperature=rng.choice([0.0, 0.8, 1.5]), top_k=rng.choice([3, 50]), seed=seed
+        )
         ours = list(generate_ids(trained, prompt, 100, sampling))
         theirs = list(generate_ids(exported, prompt, 100, sampling))
         if ours != theirs:
@@ -128,14 +156,16 @@ def test_both_backends_write_the_same_text(trained, exported, sentences, full):
 
 
 def _gap_at_first_difference(backend, prompt, ours, theirs, sampling) -> float:
-    from minigpt.sampling import gumbel_noise
+    from minigpt.generation.sampling import gumbel_noise
 
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     ids = backend.tokenizer.encode(prompt)[:-1] + ours[:at]
     window = np.array(ids[window_start(len(ids), backend.max_seq_len) :])
     logits = backend.memory(1).read(0, window, 0)[-1]
     if sampling.temperature:
-        logits = logits + sampling.temperature * gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]
+        logits = (
+            logits + sampling.temperature * gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]
+        )
     return abs(float(logits[ours[at]] - logits[theirs[at]]))
 
 
@@ -157,10 +187,13 @@ def test_equal_models_are_equal_files(trained, onnx_file, exported):
 def test_weights_in_another_file_are_refused(onnx_file, tmp_path):
     path = tmp_path / "external.onnx"
     model = onnx.load(onnx_file)
-    onnx.save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save_model(
+        model, path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
     assert (tmp_path / "weights.bin").exists()
     with pytest.raises(
-        UserError, match=r"external\.onnx: not a model that can be run: its weights lie in another file"
+        UserError,
+        match=r"external\.onnx: not a model that can be run: its weights lie in another file",
     ):
         OnnxBackend(path)
 
@@ -174,19 +207,33 @@ def test_other_files_are_refused_by_name(tmp_path, onnx_file):
         with pytest.raises(UserError, match=rf"{name}: not a model that can be run: damaged"):
             OnnxBackend(tmp_path / name)
     foreign = onnx.load(onnx_file)
-    for metadata in ({}, {"minigpt": "{"}, {"minigpt": "[]"}, {"minigpt": '{"tokenizer": {}, "config": {}}'}):
+    for metadata in (
+        {},
+        {"minigpt": "{"},
+        {"minigpt": "[]"},
+        {"minigpt": '{"tokenizer": {}, "config": {}}'},
+    ):
         onnx.helper.set_model_props(foreign, metadata)
         onnx.save_model(foreign, tmp_path / "foreign.onnx")
-        with pytest.raises(UserError, match=r"foreign\.onnx: an ONNX file, but not one that this version of MiniGPT"):
+        with pytest.raises(
+            UserError,
+            match=r"foreign\.onnx: an ONNX file, but not one that this version of MiniGPT",
+        ):
             OnnxBackend(tmp_path / "foreign.onnx")
 
 
 def test_a_bpe_model_from_text_to_both_backends(tmp_path):
-    documents = ["naïve café 🦊, said the 🦊.", "The naïve 🦊 went to the café.", "Ein 🦊 im Café? Très naïve!"]
+    documents = [
+        "naïve café 🦊, said the 🦊.",
+        "The naïve 🦊 went to the café.",
+        "Ein 🦊 im Café? Très naïve!",
+    ]
     tokenizer = BPETokenizer(300, "NFC")
     tokenizer.build_vocab(documents)
     batch = encode_documents([Document(text, "train") for text in documents], tokenizer)
-    writers = {split: TokenWriter(tmp_path, split, tokenizer.vocab_size) for split in ("train", "val")}
+    writers = {
+        split: TokenWriter(tmp_path, split, tokenizer.vocab_size) for split in ("train", "val")
+    }
     for writer in writers.values():
         with writer:
             writer.add(batch)
@@ -199,7 +246,9 @@ def test_a_bpe_model_from_text_to_both_backends(tmp_path):
     torch.manual_seed(0)
     model = MiniGPT(tokenizer.vocab_size, **sizes)
     batches = Batches(tokens.ids["train"], "padded", 3, 64)
-    config = train_config(layout="padded", batch_size=3, max_steps=80, learning_rate=1e-2, eval_interval=40)
+    config = train_config(
+        layout="padded", batch_size=3, max_steps=80, learning_rate=1e-2, eval_interval=40
+    )
     Trainer(model, batches, batches, config).run()
     ours = TorchBackend(model.eval(), tokenizer)
     path = tmp_path / "model.onnx"

@@ -14,10 +14,10 @@ import pytest
 from conftest import ROOT
 from filelock import FileLock
 
-from minigpt import fetch as module
-from minigpt.cli import main
-from minigpt.errors import UserError
-from minigpt.fetch import CORPORA, Download, download, fetch
+from minigpt.cli.app import main
+from minigpt.common.errors import UserError
+from minigpt.corpus import fetch as module
+from minigpt.corpus.fetch import CORPORA, Download, download, fetch
 
 BODY = random.Random(0).randbytes(100_000)
 
@@ -62,7 +62,9 @@ class Request(BaseHTTPRequestHandler):
     def send_from_range(self) -> None:
         start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         content_range = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
-        self.send(BODY[start:], 206 if start else 200, Content_Range=content_range if start else None)
+        self.send(
+            BODY[start:], 206 if start else 200, Content_Range=content_range if start else None
+        )
 
     def stall(self, sent: int) -> None:
         self.send(BODY[:sent], Content_Length=len(BODY))
@@ -86,7 +88,9 @@ def server(monkeypatch):
 @pytest.fixture
 def tiny(server, monkeypatch) -> Download:
     """The corpus that the server has, and the only one in the table."""
-    corpus = Download("tiny", "random bytes", "none", len(BODY), server.url, hashlib.sha256(BODY).hexdigest())
+    corpus = Download(
+        "tiny", "random bytes", "none", len(BODY), server.url, hashlib.sha256(BODY).hexdigest()
+    )
     monkeypatch.setattr(module, "CORPORA", {"tiny": corpus})
     return corpus
 
@@ -129,7 +133,10 @@ WRONG = {
     "other bytes": (lambda request: request.send(b"\0" * len(BODY)), "its SHA-256 is another"),
     "too few": (lambda request: request.send(BODY[:-1]), "has 99,999 bytes, and not 100,000"),
     "too many": (lambda request: request.send(BODY * 2), "has 200,000 bytes, and not 100,000"),
-    "no end": (lambda request: request.send(BODY * 9, Content_Length=None), "has more than 100,000 bytes"),
+    "no end": (
+        lambda request: request.send(BODY * 9, Content_Length=None),
+        "has more than 100,000 bytes",
+    ),
 }
 
 
@@ -168,7 +175,9 @@ def test_a_server_that_knows_no_ranges_sends_it_all_again(tiny, server, tmp_path
 def test_a_piece_of_something_else_is_thrown_away(tiny, server, tmp_path, status):
     (tmp_path / "tiny.txt.part").write_bytes(b"\0" * 70_000)
     server.answer = lambda request: request.send(BODY[70_000:] if status == 206 else b"", status)
-    assert ("SHA-256 is another" if status == 206 else "ends before byte 70,000 of 100,000") in refused(tmp_path)
+    assert (
+        "SHA-256 is another" if status == 206 else "ends before byte 70,000 of 100,000"
+    ) in refused(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -240,7 +249,9 @@ def test_a_full_disk_and_a_folder_that_is_a_file(tiny, tmp_path):
 
 def test_one_process_at_a_time(tiny, tmp_path):
     with FileLock(tmp_path / "tiny.txt.lock"):
-        assert refused(tmp_path).startswith(f"{tmp_path / 'tiny.txt'}: another process is downloading it; ")
+        assert refused(tmp_path).startswith(
+            f"{tmp_path / 'tiny.txt'}: another process is downloading it; "
+        )
     (tmp_path / "tiny.txt.lock").touch()  # left by a process that was killed
     fetch("tiny", tmp_path)
     assert names(tmp_path) == ["tiny.txt"]
@@ -254,13 +265,18 @@ def run(monkeypatch, *args: str) -> int | str | None:
     return end.value.code
 
 
-def test_the_command_prints_where_it_is_and_what_to_do_next(tiny, server, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_where_it_is_and_what_to_do_next(
+    tiny, server, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "fetch", "tiny") == 0
     out, err = capsys.readouterr()
     assert out == "data/raw/tiny.txt\ntrain on it: dvc exp run -S data.path=data/raw/tiny.txt\n"
     assert err.count("\n") == 1
-    assert run(monkeypatch, "fetch", "nothing") == "minigpt-cli: nothing: no such corpus; known are tiny"
+    assert (
+        run(monkeypatch, "fetch", "nothing")
+        == "minigpt-cli: nothing: no such corpus; known are tiny"
+    )
 
 
 def test_a_terminal_shows_a_bar(tiny, tmp_path, monkeypatch, capsys):
@@ -278,7 +294,9 @@ def test_the_list_is_a_table(monkeypatch, capsys):
         ["tinyshakespeare", "1.1", "MB"],
         ["names", "0.2", "MB"],
     ]
-    assert all(line[head.index("LICENCE") - 1] == " " != line[head.index("LICENCE")] for line in lines)
+    assert all(
+        line[head.index("LICENCE") - 1] == " " != line[head.index("LICENCE")] for line in lines
+    )
     assert max(map(len, lines)) <= 120
 
 
@@ -297,11 +315,15 @@ def test_the_python_docs_need_no_network(tmp_path):
         assert fetch("python-docs", tmp_path / "raw") == tmp_path / "raw/python-docs"
         files = list((tmp_path / "raw/python-docs").iterdir())
         assert len(files) > 50
-        assert sum(file.stat().st_size for file in files) == pytest.approx(CORPORA["python-docs"].size, rel=0.2)
+        assert sum(file.stat().st_size for file in files) == pytest.approx(
+            CORPORA["python-docs"].size, rel=0.2
+        )
         assert names(tmp_path / "raw") == ["python-docs"]
 
 
 def test_only_this_command_loads_what_it_needs():
     code = "import sys, minigpt.cli; print([name for name in ('requests', 'rich') if name in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert out == "[]\n"

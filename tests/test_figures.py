@@ -2,21 +2,25 @@ import pandas as pd
 import pytest
 import torch
 
-from minigpt.backends.torch import TorchBackend
-from minigpt.model import MiniGPT
-from pipeline import figures
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.model import MiniGPT
+from pipeline.tracking import figures
 
 
 @pytest.mark.parametrize("switches", [{}, {"positional": "rotary", "qk_norm": True}])
 def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
-    model = MiniGPT(40, d_model=64, num_heads=4, num_layers=2, d_ff=64, max_seq_len=32, **switches).eval()
+    model = MiniGPT(
+        40, d_model=64, num_heads=4, num_layers=2, d_ff=64, max_seq_len=32, **switches
+    ).eval()
     ids = torch.arange(21).unsqueeze(0)
     found = figures.attention_maps(model, ids)
     assert [weights.shape for weights in found] == [(4, 21, 21)] * 2
     # the written-out way, which uses the very weights
     used = []
     slow = figures.attention_weights
-    monkeypatch.setattr("minigpt.model.attention_weights", lambda *args: used.append(slow(*args)) or used[-1])
+    monkeypatch.setattr(
+        "minigpt.model.attention_weights", lambda *args: used.append(slow(*args)) or used[-1]
+    )
     for block in model.blocks:
         monkeypatch.setattr(block.attention, "fast", False)
     with torch.inference_mode():
@@ -30,7 +34,9 @@ def test_the_figures_show_what_they_say(trained: TorchBackend):
     axes = figures.loss(curves, {"uniform": 4.2, "bigram": 2.5}).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["train/loss", "uniform", "bigram"]
     assert len(figures.attention(trained.model, trained.tokenizer).axes) == 2 * 4
-    assert figures.positional_encoding(trained.model.positional_encoding).axes[0].images[0].get_array().shape == (
+    assert figures.positional_encoding(trained.model.positional_encoding).axes[0].images[
+        0
+    ].get_array().shape == (
         64,
         64,
     )

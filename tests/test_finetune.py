@@ -5,17 +5,23 @@ import sys
 import pytest
 import torch
 
-from minigpt.errors import UserError
-from minigpt.finetune import adapt_vocabulary
-from minigpt.model import MiniGPT
+from minigpt.common.errors import UserError
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
+from minigpt.training.setup import adapt_vocabulary
 
 
 @pytest.mark.parametrize("bigram_buckets", [0, 400])
 def test_on_a_smaller_vocabulary_the_model_says_the_same(bigram_buckets):
     old, new = CharTokenizer("abcdefghij"), CharTokenizer("hface")
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "bigram_buckets": bigram_buckets}
+    sizes = {
+        "d_model": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "d_ff": 32,
+        "bigram_buckets": bigram_buckets,
+    }
     model, adapted = MiniGPT(old.vocab_size, **sizes), MiniGPT(new.vocab_size, **sizes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -23,11 +29,15 @@ def test_on_a_smaller_vocabulary_the_model_says_the_same(bigram_buckets):
     text = "facehface"
     logits = model(torch.tensor([old.encode(text)]))
     known = [old.encode(character, False)[0] for character in new.characters]
-    torch.testing.assert_close(adapted(torch.tensor([new.encode(text)])), logits[:, :, [0, 1, 2, 3, *known]])
+    torch.testing.assert_close(
+        adapted(torch.tensor([new.encode(text)])), logits[:, :, [0, 1, 2, 3, *known]]
+    )
 
 
 def test_characters_that_the_model_lacks_are_listed():
-    with pytest.raises(UserError, match=r"does not know these characters of the text: '\\n', 'x'; remove them"):
+    with pytest.raises(
+        UserError, match=r"does not know these characters of the text: '\\n', 'x'; remove them"
+    ):
         adapt_vocabulary({}, CharTokenizer("abc"), CharTokenizer("abx\n"))
 
 
@@ -42,9 +52,15 @@ def test_subwords_must_be_the_same():
 
 
 def test_a_pipeline_that_starts_from_a_model(project):
-    shutil.copy(project.root / "models/minigpt.safetensors", project.root / "pretrained/tales.safetensors")
+    shutil.copy(
+        project.root / "models/minigpt.safetensors", project.root / "pretrained/tales.safetensors"
+    )
     hardly = ["train.learning_rate=1e-6", "train.min_learning_rate=1e-6", "train.max_steps=5"]
-    changes = ["data.path=data/raw/sentences.txt", "train.init_from=pretrained/tales.safetensors", *hardly]
+    changes = [
+        "data.path=data/raw/sentences.txt",
+        "train.init_from=pretrained/tales.safetensors",
+        *hardly,
+    ]
     project.run("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
     summary = json.loads((project.root / "reports/training.json").read_text())
     assert summary["val/loss"] < 3.5  # at random it would be at least ln 40 = 3.69
@@ -57,7 +73,10 @@ def test_a_pipeline_that_starts_from_a_model(project):
     assert message in out
     project.edit("params.yaml", "d_ff: 64", "d_ff: 128")
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)
-    assert "pretrained/tales.safetensors: its d_ff is 64, but model.d_ff is 128; make them equal" in out
+    assert (
+        "pretrained/tales.safetensors: its d_ff is 64, but model.d_ff is 128; make them equal"
+        in out
+    )
     (project.root / "pretrained/tales.safetensors").unlink()
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)
     assert "train.init_from: pretrained/tales.safetensors: no such model" in out

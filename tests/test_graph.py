@@ -11,20 +11,26 @@ from conftest import unlike_at_first
 from onnx import TensorProto, helper
 from torch import nn
 
-from minigpt import graph as pieces
-from minigpt.backends.onnx import OnnxBackend
-from minigpt.evaluate import predict
-from minigpt.export import logits_of
-from minigpt.graph import Graph, to_onnx
-from minigpt.model import MiniGPT
+from minigpt.evaluation.evaluate import predict
+from minigpt.export import onnx_graph as pieces
+from minigpt.export.checks import logits_of
+from minigpt.export.onnx_graph import Graph, to_onnx
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.model.model import MiniGPT
 
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
 
 
 def run(graph: Graph, inputs: dict[str, np.ndarray], *outputs: str) -> list[np.ndarray]:
-    values = [helper.make_tensor_value_info(name, TYPES[value.dtype], value.shape) for name, value in inputs.items()]
+    values = [
+        helper.make_tensor_value_info(name, TYPES[value.dtype], value.shape)
+        for name, value in inputs.items()
+    ]
     shapes = {name: "BHSE" if name.startswith("present") else "BTN" for name in outputs}
-    wanted = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shapes[name])) for name in outputs]
+    wanted = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shapes[name]))
+        for name in outputs
+    ]
     session = onnxruntime.InferenceSession(graph.to_bytes(values, wanted))
     return session.run(list(outputs), inputs)
 
@@ -57,7 +63,9 @@ def test_linear_in_8_bits(inputs, outputs):
     assert np.sqrt((error**2).mean()) < 0.01 * linear(x).std().item()
 
 
-@pytest.mark.parametrize("switches", [{}, {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97}], ids=str)
+@pytest.mark.parametrize(
+    "switches", [{}, {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97}], ids=str
+)
 def test_without_means_a_model_is_the_same(switches):
     original = model(**switches)
     changed = pieces.without_means(original)
@@ -76,7 +84,9 @@ def test_without_means_a_model_is_the_same(switches):
 def test_norm_of_a_sum(bias):
     graph, norm = Graph(), nn.LayerNorm(24)
     nn.init.normal_(norm.weight)
-    x, y, added = (values - values.mean(dim=-1, keepdim=True) for values in (*tensor(2, 2, 3, 24), tensor(24)))
+    x, y, added = (
+        values - values.mean(dim=-1, keepdim=True) for values in (*tensor(2, 2, 3, 24), tensor(24))
+    )
     added = added if bias else None
     names = pieces.add_norm(graph, "norm", norm, "x", "y", added)
     total, normed = run(graph, {"x": x.numpy(), "y": y.numpy()}, *names)
@@ -87,13 +97,17 @@ def test_norm_of_a_sum(bias):
 
 def test_feed_forward():
     graph, block, x = Graph(), model().blocks[0], tensor(2, 3, 24)
-    (y,) = run(graph, {"x": x.numpy()}, pieces.add_feed_forward(graph, "ff", block.feed_forward, "x"))
+    (y,) = run(
+        graph, {"x": x.numpy()}, pieces.add_feed_forward(graph, "ff", block.feed_forward, "x")
+    )
     expected = block.feed_forward(x) - block.feed_forward.linear2.bias
     np.testing.assert_allclose(y, expected.detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("positional", "bigram_buckets"), list(itertools.product(["sinusoidal", "rotary"], [0, 97])), ids=str
+    ("positional", "bigram_buckets"),
+    list(itertools.product(["sinusoidal", "rotary"], [0, 97])),
+    ids=str,
 )
 def test_embeddings(positional, bigram_buckets):
     graph, gpt = Graph(), model(positional=positional, bigram_buckets=bigram_buckets)

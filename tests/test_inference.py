@@ -5,12 +5,12 @@ from conftest import ARCHITECTURES, unlike_at_first
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.backends.torch import TorchBackend
-from minigpt.checkpoint import save
-from minigpt.errors import UserError
-from minigpt.inference import Text, generate, generate_ids, window_start, write
-from minigpt.model import MiniGPT
-from minigpt.sampling import Sampling, gumbel_noise, next_tokens
+from minigpt.common.errors import UserError
+from minigpt.generation.engine import Text, generate, generate_ids, window_start, write
+from minigpt.generation.sampling import Sampling, gumbel_noise, next_tokens
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.checkpoint import save
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import EOS, BPETokenizer, CharTokenizer
 
 GREEDY = Sampling(temperature=0)
@@ -20,7 +20,11 @@ class Uncached:
     """The slowest honest way: for each token the whole window, read anew."""
 
     def __init__(self, backend: TorchBackend):
-        self.backend, self.tokenizer, self.max_seq_len = backend, backend.tokenizer, backend.max_seq_len
+        self.backend, self.tokenizer, self.max_seq_len = (
+            backend,
+            backend.tokenizer,
+            backend.max_seq_len,
+        )
 
     def generate(self, prompt: str, count: int, sampling: Sampling, sample: int) -> list[int]:
         ids = self.tokenizer.encode(prompt)[:-1]
@@ -33,7 +37,9 @@ class Uncached:
         return ids[first:]
 
 
-@pytest.fixture(scope="module", params=[ARCHITECTURES[0], ARCHITECTURES[-1]], ids=["classic", "fast"])
+@pytest.fixture(
+    scope="module", params=[ARCHITECTURES[0], ARCHITECTURES[-1]], ids=["classic", "fast"]
+)
 def untrained(request, tokenizer) -> TorchBackend:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
@@ -54,17 +60,25 @@ def test_a_loaded_model_computes_the_same(switches, tokenizer, tmp_path):
     }
     model = unlike_at_first(MiniGPT(**config))
     path = tmp_path / "model.safetensors"
-    save(path, model.state_dict(), {"format": 1, "config": config, "tokenizer": tokenizer.to_dict()})
+    save(
+        path, model.state_dict(), {"format": 1, "config": config, "tokenizer": tokenizer.to_dict()}
+    )
     loaded = TorchBackend.load(path)
     ids = torch.randint(4, 40, (1, 12))
     with torch.inference_mode():
         assert torch.equal(loaded.model(ids), model(ids))
-    written = [list(generate_ids(backend, "the", 30)) for backend in (loaded, TorchBackend(model, tokenizer))]
+    written = [
+        list(generate_ids(backend, "the", 30))
+        for backend in (loaded, TorchBackend(model, tokenizer))
+    ]
     assert written[0] == written[1]
 
 
 def test_the_trained_model_knows_the_fox(trained):
-    assert "".join(generate(trained, "The quick brown", sampling=GREEDY)) == " fox jumps over the lazy dog."
+    assert (
+        "".join(generate(trained, "The quick brown", sampling=GREEDY))
+        == " fox jumps over the lazy dog."
+    )
     *_, last = generate_ids(trained, "The quick brown", sampling=GREEDY)
     assert last == EOS
 
@@ -115,14 +129,19 @@ def test_a_text_ends_before_the_first_stop_string(stop, written, max_new_tokens)
     tokenizer = CharTokenizer("ab ")
     text = Text(tokenizer, "a", stop=stop, max_new_tokens=max_new_tokens)
     shown = ""
-    for count, token in enumerate(tokenizer.encode(written, add_special_tokens=False)[:max_new_tokens], start=1):
+    for count, token in enumerate(
+        tokenizer.encode(written, add_special_tokens=False)[:max_new_tokens], start=1
+    ):
         shown += text.add(token, np.zeros(7))
         sofar = written[:count]
         found = [sofar.index(string) for string in stop if string in sofar]
         if found:
             assert (text.stopped, shown) == ("stop", sofar[: min(found)])
             break
-        may_begin = max([n for string in stop for n in range(len(string)) if sofar.endswith(string[:n])], default=0)
+        may_begin = max(
+            [n for string in stop for n in range(len(string)) if sofar.endswith(string[:n])],
+            default=0,
+        )
         assert shown == (sofar if text.stopped else sofar[: count - may_begin])
         assert text.stopped == ("length" if count == max_new_tokens else None)
     assert text.text == shown
@@ -134,22 +153,40 @@ def test_a_stop_string_may_begin_within_a_subword_and_a_character():
     ids = tokenizer.encode("the fox 🦊 and", add_special_tokens=False)
     for stop, expected in (("ox", "the f"), ("🦊", "the fox "), ("x 🦊 a", "the fo")):
         text = Text(tokenizer, "", stop=[stop])
-        assert "".join(text.add(token, np.zeros(1)) for token in ids if not text.stopped) == expected
+        assert (
+            "".join(text.add(token, np.zeros(1)) for token in ids if not text.stopped) == expected
+        )
 
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(temperature=1.5, seed=4), Sampling(seed=1, repetition_penalty=1.5, top_p=0.9), Sampling(0, min_p=0.1)],
+    [
+        Sampling(temperature=1.5, seed=4),
+        Sampling(seed=1, repetition_penalty=1.5, top_p=0.9),
+        Sampling(0, min_p=0.1),
+    ],
     ids=str,
 )
 def test_texts_in_a_batch_are_what_each_is_alone(untrained, sampling, monkeypatch):
     monkeypatch.setattr(untrained, "rows", 3)
-    prompts = ["", "the", "a prompt that is longer than the window of twelve", "fox", "The quick brown fox"]
-    texts = [Text(untrained.tokenizer, prompt, sample, 10 + 7 * sample) for prompt in prompts for sample in range(2)]
+    prompts = [
+        "",
+        "the",
+        "a prompt that is longer than the window of twelve",
+        "fox",
+        "The quick brown fox",
+    ]
+    texts = [
+        Text(untrained.tokenizer, prompt, sample, 10 + 7 * sample)
+        for prompt in prompts
+        for sample in range(2)
+    ]
     for _ in write(untrained, texts, sampling):
         pass
     for text in texts:
-        alone = Uncached(untrained).generate(text.prompt, 10 + 7 * text.sample, sampling, text.sample)
+        alone = Uncached(untrained).generate(
+            text.prompt, 10 + 7 * text.sample, sampling, text.sample
+        )
         assert text.written == alone
         assert text.stopped == ("eos" if alone[-1] == EOS else "length")
 

@@ -14,12 +14,14 @@ from conftest import ROOT
 from reached import PACKAGES, imports, module_files, reached
 from ruamel.yaml import YAML
 
-from minigpt.config import Params
-from minigpt.model import MiniGPT
+from minigpt.common.config import Params
+from minigpt.model.model import MiniGPT
 
 DVC = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")
 STAGES = list(DVC["stages"])
-FILES = sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+FILES = sorted(
+    file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
+)
 
 # the layers of minigpt, from the bottom; a module imports only from layers below its own
 LAYERS = [
@@ -45,13 +47,26 @@ def test_minigpt_imports_downwards_and_knows_no_pipeline(file):
         names -= {"mlflow.artifacts"}
     assert not [name for name in names if name.split(".")[0] in ("mlflow", "dvc", "pipeline")]
     for name in names:
-        for other in module_files(name) - {Path("minigpt/__init__.py"), Path("minigpt/backends/__init__.py"), file}:
+        for other in module_files(name) - {
+            Path("minigpt/__init__.py"),
+            Path("minigpt/backends/__init__.py"),
+            file,
+        }:
             assert layer(other) < layer(file), f"{file} imports {other}"
 
 
 def test_only_the_tracking_files_know_mlflow():
-    knowing = [str(file) for file in FILES if any(name.split(".")[0] == "mlflow" for name in imports(ROOT / file))]
-    assert knowing == ["minigpt/cli.py", "pipeline/content.py", "pipeline/store.py", "pipeline/text_model.py"]
+    knowing = [
+        str(file)
+        for file in FILES
+        if any(name.split(".")[0] == "mlflow" for name in imports(ROOT / file))
+    ]
+    assert knowing == [
+        "minigpt/cli.py",
+        "pipeline/content.py",
+        "pipeline/store.py",
+        "pipeline/text_model.py",
+    ]
 
 
 def test_model_py_touches_no_file_tokenizer_or_sampling():
@@ -60,7 +75,9 @@ def test_model_py_touches_no_file_tokenizer_or_sampling():
 
 
 def test_nothing_unpickles():
-    unsafe = re.compile(r"import pickle|joblib|(?<!safetensors\.)torch\.(load|save)\(|allow_pickle=True|read_pickle")
+    unsafe = re.compile(
+        r"import pickle|joblib|(?<!safetensors\.)torch\.(load|save)\(|allow_pickle=True|read_pickle"
+    )
     assert not [file for file in FILES if unsafe.search((ROOT / file).read_text())]
 
 
@@ -74,7 +91,10 @@ def test_deps_of_a_stage_are_what_its_script_reaches(stage):
 def keys_read(stage: str, root: Path = ROOT) -> set[str]:
     """The keys of params.yaml that a stage's code reads, as section.key: by `params.section.key`, or by
     `config.key` where the section is handed on under that name."""
-    trees = {file: ast.parse((root / file).read_text()) for file in reached(Path(f"pipeline/{stage}.py"), root)}
+    trees = {
+        file: ast.parse((root / file).read_text())
+        for file in reached(Path(f"pipeline/{stage}.py"), root)
+    }
     script = ast.unparse(trees[Path(f"pipeline/{stage}.py")])
     sections = set(re.findall(r"\b(?:params|load_params\(\))\.(\w+)", script))
     del trees[Path("minigpt/config.py")]
@@ -89,7 +109,9 @@ def keys_read(stage: str, root: Path = ROOT) -> set[str]:
         fields = Params.model_fields[section].annotation.model_fields
         if f"**params.{section}.model_dump()" in script:  # handed on whole, as arguments
             names |= {f"{section}.{name}" for name in inspect.signature(MiniGPT).parameters}
-        keys |= {f"{section}.{key}" for key in fields if names & {f"{section}.{key}", f"config.{key}"}}
+        keys |= {
+            f"{section}.{key}" for key in fields if names & {f"{section}.{key}", f"config.{key}"}
+        }
     return keys
 
 
@@ -98,7 +120,9 @@ def test_params_of_a_stage_are_what_it_reads(stage):
     listed = DVC["stages"][stage]["params"]
     assert listed == sorted(listed)
     assert keys_read(stage) == {
-        f"{section}.{key}" for section in listed for key in Params.model_fields[section].annotation.model_fields
+        f"{section}.{key}"
+        for section in listed
+        for key in Params.model_fields[section].annotation.model_fields
     }
 
 
@@ -127,14 +151,19 @@ def copy(folder: Path) -> None:
 
 
 def test_every_section_of_params_has_a_stage():
-    assert set(Params.model_fields) == {section for stage in DVC["stages"].values() for section in stage["params"]}
+    assert set(Params.model_fields) == {
+        section for stage in DVC["stages"].values() for section in stage["params"]
+    }
 
 
 def test_an_import_inside_a_function_is_a_dependency(tmp_path):
     """The test of the test: one line in one function, and the deps are no longer exact."""
     copy(tmp_path)
     optim = tmp_path / "minigpt/optim.py"
-    optim.write_text(optim.read_text() + "\n\ndef late():\n    from minigpt import sampling\n    return sampling\n")
+    optim.write_text(
+        optim.read_text()
+        + "\n\ndef late():\n    from minigpt import sampling\n    return sampling\n"
+    )
     more = reached(Path("pipeline/train.py"), tmp_path) - reached(Path("pipeline/train.py"))
     assert more == {Path("minigpt/sampling.py")}
 
@@ -146,13 +175,18 @@ def test_the_committed_lock_is_of_the_code_that_is_here():
     for stage in STAGES:
         for dep in lock[stage]["deps"]:
             if not dep["path"].startswith(("data/vocab", "data/tokens", "models/", "pretrained")):
-                assert hashlib.md5((ROOT / dep["path"]).read_bytes()).hexdigest() == dep["md5"], (stage, dep["path"])
+                assert hashlib.md5((ROOT / dep["path"]).read_bytes()).hexdigest() == dep["md5"], (
+                    stage,
+                    dep["path"],
+                )
 
 
 def loaded_after(code: str) -> set[str]:
     """The top-level modules that a fresh Python has loaded after `code`."""
     code += "\nimport sys; print('\\n'.join(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return {name.split(".")[0] for name in out.splitlines()}
 
 

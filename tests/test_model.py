@@ -8,7 +8,7 @@ from conftest import ARCHITECTURES, unlike_at_first
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.model import (
+from minigpt.model.model import (
     Cache,
     MiniGPT,
     PositionalEncoding,
@@ -33,7 +33,11 @@ def ids() -> torch.Tensor:
 
 def test_default_sizes():
     model = MiniGPT(40)
-    assert (len(model.blocks), model.blocks[0].attention.num_heads, model.max_seq_len) == (4, 4, 256)
+    assert (len(model.blocks), model.blocks[0].attention.num_heads, model.max_seq_len) == (
+        4,
+        4,
+        256,
+    )
     assert model.token_embedding.weight.shape == (40, 128)
     assert model.blocks[0].feed_forward.linear1.weight.shape == (512, 128)
     assert model(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 40)
@@ -45,7 +49,9 @@ def test_positional_encoding_is_the_formula(d_model):
     for t in (0, 1, 49):
         for c in range(d_model):
             angle = t / 10000 ** ((c - c % 2) / d_model)
-            assert encoding[t, c] == pytest.approx(math.cos(angle) if c % 2 else math.sin(angle), abs=1e-6)
+            assert encoding[t, c] == pytest.approx(
+                math.cos(angle) if c % 2 else math.sin(angle), abs=1e-6
+            )
 
 
 @given(st.integers(1, 3), st.integers(1, 18), st.integers(0, 2**32 - 1))
@@ -121,7 +127,11 @@ def test_rotary_scores_depend_on_the_distance_alone():
     rotary = RotaryEncoding(head_dim=8, max_seq_len=L)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
     at = torch.arange(L)[:, None, None]  # (L, 1, 1): each position alone
-    scores = {(i, j): (rotary(q, at[i]) * rotary(k, at[j])).sum().item() for i in range(L) for j in range(L)}
+    scores = {
+        (i, j): (rotary(q, at[i]) * rotary(k, at[j])).sum().item()
+        for i in range(L)
+        for j in range(L)
+    }
     for (i, j), score in scores.items():
         assert score == pytest.approx(scores[max(i - j, 0), max(j - i, 0)], abs=1e-5)
     assert scores[0, 0] == pytest.approx((q * k).sum().item())

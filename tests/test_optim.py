@@ -2,8 +2,8 @@ import pytest
 import torch
 from conftest import train_config
 
-from minigpt.model import MiniGPT
-from minigpt.optim import build_optimizers, learning_rate
+from minigpt.model.model import MiniGPT
+from minigpt.training.optim import build_optimizers, learning_rate
 
 
 @pytest.fixture
@@ -29,14 +29,20 @@ def test_every_parameter_is_updated_by_one_optimizer(model, optimizer):
 
 def test_muon_has_the_matrices_of_the_blocks_and_makes_their_updates_orthogonal(model):
     _, muon = build_optimizers(model, train_config(optimizer="muon", weight_decay=0.0))
-    matrices = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    matrices = {
+        name: p
+        for name, p in model.named_parameters()
+        if name.startswith("blocks.") and p.ndim == 2
+    }
     assert {id(p) for p in muon.param_groups[0]["params"]} == set(map(id, matrices.values()))
     weight = matrices["blocks.0.feed_forward.linear1.weight"]  # (32, 16)
     before = weight.detach().clone()
     weight.grad = torch.randn_like(weight)
     muon.step()
     strengths = torch.linalg.svdvals(weight.detach() - before)
-    assert strengths.max() < 2 * strengths.min()  # those of the gradient itself differ by a factor of five
+    assert (
+        strengths.max() < 2 * strengths.min()
+    )  # those of the gradient itself differ by a factor of five
 
 
 STEPS = 100
@@ -44,14 +50,24 @@ STEPS = 100
 
 def rates(**changes) -> list[float]:
     config = train_config(
-        max_steps=STEPS, warmup_steps=10, decay_steps=20, learning_rate=1.0, min_learning_rate=0.1, **changes
+        max_steps=STEPS,
+        warmup_steps=10,
+        decay_steps=20,
+        learning_rate=1.0,
+        min_learning_rate=0.1,
+        **changes,
     )
     return [learning_rate(step, config, STEPS) for step in range(STEPS + 1)]
 
 
 @pytest.mark.parametrize(
     ("schedule", "middle", "late", "end"),
-    [("cosine", 0.55, 0.160, 0.1), ("linear", 0.55, 0.25, 0.1), ("constant", 1.0, 1.0, 1.0), ("wsd", 1.0, 0.775, 0.1)],
+    [
+        ("cosine", 0.55, 0.160, 0.1),
+        ("linear", 0.55, 0.25, 0.1),
+        ("constant", 1.0, 1.0, 1.0),
+        ("wsd", 1.0, 0.775, 0.1),
+    ],
 )
 def test_schedules(schedule, middle, late, end):
     values = rates(schedule=schedule)

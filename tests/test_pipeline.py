@@ -17,8 +17,8 @@ import pytest
 import tokenizers
 from conftest import ROOT, Project, states, wait_for
 
-from minigpt.backends.onnx import OnnxBackend
-from minigpt.backends.torch import TorchBackend
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.generation.torch_backend import TorchBackend
 
 
 def store(project: Project):
@@ -80,12 +80,18 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     assert experiment.artifact_location == (reproduced.root / "mlruns/artifacts").as_uri()
     assert run.info.status == "FINISHED"
     assert run.data.params["train.learning_rate"] == "0.003"
-    assert {"train/loss", "val/loss", "val/bits_per_char", "tokens_per_second", "learning_rate"} <= set(
-        run.data.metrics
-    )
-    assert {"evaluation/loss", "evaluation/baseline_loss/bigram", "export/max_logit_difference"} <= set(
-        run.data.metrics
-    )
+    assert {
+        "train/loss",
+        "val/loss",
+        "val/bits_per_char",
+        "tokens_per_second",
+        "learning_rate",
+    } <= set(run.data.metrics)
+    assert {
+        "evaluation/loss",
+        "evaluation/baseline_loss/bigram",
+        "export/max_logit_difference",
+    } <= set(run.data.metrics)
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [5, 10, 15, 20, 25, 30]
     last = run.data.metrics
@@ -97,22 +103,35 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     assert last["tokens"] == 30 * 4 * 32
     assert last["flops"] > 6 * last["tokens"] * 0.8 * last["parameters"]
     assert 0 < last["wall_seconds"] < 600
-    tokens = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "tokens")]
+    tokens = [
+        (metric.step, metric.value)
+        for metric in client.get_metric_history(run.info.run_id, "tokens")
+    ]
     assert tokens == [(step, step * 4 * 32) for step in (5, 10, 15, 20, 25, 30)]  # one value a step
-    assert {"git_commit", "git_dirty", "model_sha256", "cpu", "threads", "torch", "python"} <= set(run.data.tags)
+    assert {"git_commit", "git_dirty", "model_sha256", "cpu", "threads", "torch", "python"} <= set(
+        run.data.tags
+    )
     assert run.info.run_name == "defaults"
     assert "| perplexity | " in run.data.tags["mlflow.note.content"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "tales.txt"
     files = {
-        file.path for folder in ("", "reports", "figures") for file in client.list_artifacts(run.info.run_id, folder)
+        file.path
+        for folder in ("", "reports", "figures")
+        for file in client.list_artifacts(run.info.run_id, folder)
     }
     assert {"samples.json", "model_card.md", "reports/training.csv", "reports/samples.md"} <= files
     drawn = {"loss", "learning_rate", "attention", "positional_encoding", "mistakes"}
     assert {f"figures/{name}.png" for name in drawn} <= files
     card = (reproduced.root / "reports/model_card.md").read_text()
     assert card == run.data.tags["mlflow.note.content"]
-    for words in (dataset.dataset.digest, "CC0", "of the best bigram model", "# Samples", run.data.tags["git_commit"]):
+    for words in (
+        dataset.dataset.digest,
+        "CC0",
+        "of the best bigram model",
+        "# Samples",
+        run.data.tags["git_commit"],
+    ):
         assert words in card
     model = (reproduced.root / "models/minigpt.safetensors").read_bytes()
     assert f"The model file has the SHA-256 `{hashlib.sha256(model).hexdigest()}`" in card
@@ -138,7 +157,7 @@ model = mlflow.pyfunc.load_model({str(folder)!r})
 print(repr(model.predict(pd.DataFrame({{"text": ["The ", "A"]}}))["text"].tolist()))
 """
     out = reproduced.run(sys.executable, "-W", "ignore", "-c", code)
-    from minigpt.inference import generate
+    from minigpt.generation.engine import generate
 
     backend = OnnxBackend(reproduced.root / "models/minigpt.onnx")
     assert repr(["".join(generate(backend, prompt)) for prompt in ("The ", "A")]) in out
@@ -152,9 +171,13 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(project):
     for name in ("minigpt/cli.py", "pipeline/tracking.py", "minigpt/fetch.py"):
         (project.root / name).write_text((project.root / name).read_text() + "\n# edited\n")
     assert would_run() == set()
-    (project.root / "minigpt/sampling.py").write_text((ROOT / "minigpt/sampling.py").read_text() + "\n# edited\n")
+    (project.root / "minigpt/sampling.py").write_text(
+        (ROOT / "minigpt/sampling.py").read_text() + "\n# edited\n"
+    )
     assert would_run() == {"evaluate"}
-    (project.root / "minigpt/model.py").write_text((ROOT / "minigpt/model.py").read_text() + "\n# edited\n")
+    (project.root / "minigpt/model.py").write_text(
+        (ROOT / "minigpt/model.py").read_text() + "\n# edited\n"
+    )
     assert would_run() == {"train", "evaluate", "export"}
 
 
@@ -185,7 +208,9 @@ def test_without_its_run_the_store_gets_a_restored_one(project):
     assert run.data.tags["restored"] == "true"
     assert {"val/loss", "evaluation/loss", "export/bytes"} <= set(run.data.metrics)
     store(project)[0].delete_tag(run.info.run_id, "onnx_model")
-    project.run(sys.executable, "-m", "pipeline.tracking")  # once more: it is there, and is completed
+    project.run(
+        sys.executable, "-m", "pipeline.tracking"
+    )  # once more: it is there, and is completed
     (again,) = runs(project)
     assert "onnx_model" in again.data.tags
     assert again.info.end_time == run.info.end_time
@@ -242,16 +267,27 @@ def test_what_the_store_lost_is_in_git(tried, tmp_path):
     assert out.count("restored from commit") == 2
     client, _ = store(project)
     name = lambda run: run.info.run_name  # noqa: E731
-    for before, after in zip(sorted(runs(tried), key=name), sorted(runs(project), key=name), strict=True):
+    for before, after in zip(
+        sorted(runs(tried), key=name), sorted(runs(project), key=name), strict=True
+    ):
         assert after.info.run_name == before.info.run_name
         for tag in ("model_md5", "dvc_experiment", "dvc_baseline", "validation_tokens"):
             assert after.data.tags.get(tag) == before.data.tags.get(tag)
         assert after.data.params == before.data.params
-        for metric in ("val/loss", "evaluation/loss", "evaluation/baseline_loss/bigram", "export/bytes"):
+        for metric in (
+            "val/loss",
+            "evaluation/loss",
+            "evaluation/baseline_loss/bigram",
+            "export/bytes",
+        ):
             assert after.data.metrics[metric] == pytest.approx(before.data.metrics[metric])
-        steps = [metric.step for metric in client.get_metric_history(after.info.run_id, "train/loss")]
+        steps = [
+            metric.step for metric in client.get_metric_history(after.info.run_id, "train/loss")
+        ]
         assert steps == [5, 10, 15, 20, 25, 30]
-    assert "restored" not in project.run(sys.executable, "-m", "pipeline.tracking")  # once more: all is there
+    assert "restored" not in project.run(
+        sys.executable, "-m", "pipeline.tracking"
+    )  # once more: all is there
     assert len(runs(project)) == 3
     assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", "faster")
     command = ["minigpt-cli", "generate", "--seed", "1", "--model"]
@@ -280,7 +316,9 @@ def test_an_exported_model_that_dvc_lost_too_has_to_be_made_again(tried, tmp_pat
 
 def test_an_evaluation_tells_what_it_used_though_a_figure_cannot_be_drawn(project):
     project.edit("params.yaml", "temperature: 0.8", "temperature: 0.5")
-    project.edit("pipeline/figures.py", "    table = table.head(20)", "    raise ValueError('a bug')  #")
+    project.edit(
+        "pipeline/figures.py", "    table = table.head(20)", "    raise ValueError('a bug')  #"
+    )
     out = project.run(sys.executable, "-m", "pipeline.evaluate")
     assert out.count("mistakes.png: not drawn (a bug)") == 1
     assert "tracking failed" not in out
@@ -308,7 +346,9 @@ def test_a_queue_of_two_workers(project, full):
     if not full:
         pytest.skip("with --full only: it starts DVC's workers")
     for seed in ("1", "2", "3"):
-        project.run("dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"train.seed={seed}")
+        project.run(
+            "dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"train.seed={seed}"
+        )
     project.run("dvc", "queue", "start", "--jobs", "2")
     wait_for(lambda: project.run("dvc", "queue", "status").count("Success") == 3, 300)
     project.run("dvc", "queue", "stop")
@@ -325,7 +365,9 @@ def test_a_queue_of_two_workers(project, full):
 
 
 def test_a_corpus_that_holds_nothing_out_says_so(project):
-    out = project.run("dvc", "exp", "run", "-S", "data.path=data/raw/sentences.txt", "-S", "train.layout=padded")
+    out = project.run(
+        "dvc", "exp", "run", "-S", "data.path=data/raw/sentences.txt", "-S", "train.layout=padded"
+    )
     assert "nothing is held out" in out
     assert not json.loads((project.root / "reports/evaluation.json").read_text())["held_out"]
     vocab = json.loads((project.root / "data/vocab.json").read_text())
@@ -334,7 +376,10 @@ def test_a_corpus_that_holds_nothing_out_says_so(project):
 
 def test_subwords_are_one_switch(project):
     project.run("dvc", "exp", "run", "-S", "tokenizer.type=bpe", "-S", "tokenizer.vocab_size=300")
-    assert tokenizers.Tokenizer.from_file(str(project.root / "data/vocab.json")).get_vocab_size() == 300
+    assert (
+        tokenizers.Tokenizer.from_file(str(project.root / "data/vocab.json")).get_vocab_size()
+        == 300
+    )
     assert json.loads((project.root / "data/tokens/meta.json").read_text())["dtype"] == "uint16"
     assert pd.read_csv(project.root / "reports/characters.csv")["in_vocabulary"].all()
     documents = pd.read_parquet(project.root / "data/documents.parquet")
@@ -370,15 +415,23 @@ def test_a_quantized_model_is_a_second_file(project):
     project.run("dvc", "repro")
     quality = json.loads((project.root / "reports/export.json").read_text())["int8"]
     assert abs(quality["quality_loss"]) < 0.005
-    described = json.loads(project.run("minigpt-cli", "info", "--model", "models/int8/minigpt.onnx", "--json"))
+    described = json.loads(
+        project.run("minigpt-cli", "info", "--model", "models/int8/minigpt.onnx", "--json")
+    )
     assert described["quantization"]["bits_per_char"] == quality["bits_per_char"]
     expected = json.loads((project.root / "reports/evaluation.json").read_text())["bits_per_char"]
-    assert quality["bits_per_char"] == pytest.approx(expected * (1 + quality["quality_loss"]), rel=1e-4)
+    assert quality["bits_per_char"] == pytest.approx(
+        expected * (1 + quality["quality_loss"]), rel=1e-4
+    )
 
 
 def test_a_python_without_the_packages_says_so(project, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-S", "-m", "pipeline.train"], cwd=project.root, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-m", "pipeline.train"],
+        cwd=project.root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 1
     assert "lacks MiniGPT's packages; run `make setup`" in result.stderr
@@ -396,7 +449,9 @@ def test_without_a_compiler_compile_says_so(project, tmp_path, full):
 
 
 def test_a_crashed_training_reads_failed(project):
-    project.edit("minigpt/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n")
+    project.edit(
+        "minigpt/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n"
+    )
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)
     assert "RuntimeError: a bug" in out
     (run,) = runs(project)
@@ -422,7 +477,9 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
         assert "`dvc repro` goes on from here" in err
         assert runs(project)[-1].info.status == "KILLED"
 
-    out = project.run(sys.executable, "-m", "pipeline.train", MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.2")
+    out = project.run(
+        sys.executable, "-m", "pipeline.train", MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.2"
+    )
     assert re.search(r"going on at step \d+ of an interrupted training", out)
     assert (project.root / "models/minigpt.safetensors").read_bytes() == expected
     assert not states(project)
@@ -431,7 +488,9 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
     assert second.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(second.info.run_id, "train/loss")]
     assert steps == list(range(5, 601, 5))  # no hole, none twice
-    seconds = [metric.value for metric in client.get_metric_history(second.info.run_id, "wall_seconds")]
+    seconds = [
+        metric.value for metric in client.get_metric_history(second.info.run_id, "wall_seconds")
+    ]
     assert seconds == sorted(seconds)  # of both processes together
     assert "system/cpu_utilization_percentage" in second.data.metrics
     samples = client.download_artifacts(second.info.run_id, "samples.json", str(tmp_path))
@@ -512,5 +571,11 @@ def test_three_processes_open_a_new_store_at_once(project):
 
 def test_the_summary_ends_make_repro(reproduced):
     out = reproduced.run(sys.executable, "-m", "pipeline.summary")
-    for word in ("validation loss", "perplexity", "bits per char", "models/minigpt.onnx", "minigpt-cli generate"):
+    for word in (
+        "validation loss",
+        "perplexity",
+        "bits per char",
+        "models/minigpt.onnx",
+        "minigpt-cli generate",
+    ):
         assert word in out

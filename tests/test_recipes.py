@@ -4,8 +4,8 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from minigpt.backends.onnx import OnnxBackend
-from minigpt.config import Params
+from minigpt.common.config import Params
+from minigpt.generation.onnx_backend import OnnxBackend
 
 RECIPES = sorted((ROOT / "recipes").iterdir())
 
@@ -35,9 +35,19 @@ def test_classic_is_the_default_and_undoes_fast():
 
 
 def test_the_fast_recipe_goes_the_whole_way(project):
-    overrides = [*(ROOT / "recipes/fast").read_text().split(), "train.warmup_steps=5", "train.decay_steps=10"]
+    overrides = [
+        *(ROOT / "recipes/fast").read_text().split(),
+        "train.warmup_steps=5",
+        "train.decay_steps=10",
+    ]
     project.run("dvc", "exp", "run", *(part for override in overrides for part in ("-S", override)))
-    assert OnnxBackend(project.root / "models/minigpt.onnx").metadata["config"]["bigram_buckets"] == 3500
+    assert (
+        OnnxBackend(project.root / "models/minigpt.onnx").metadata["config"]["bigram_buckets"]
+        == 3500
+    )
     command = ["minigpt-cli", "generate", "--prompt", "Once", "--seed", "1", "--backend"]
     assert project.run(*command, "onnx") == project.run(*command, "torch")
-    assert json.loads((project.root / "reports/export.json").read_text())["max_logit_difference"] < 1e-4
+    assert (
+        json.loads((project.root / "reports/export.json").read_text())["max_logit_difference"]
+        < 1e-4
+    )

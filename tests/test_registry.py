@@ -15,12 +15,16 @@ def promoted(tried: Project) -> Project:
     """A project whose default model is the champion."""
     tried.run("git", "restore", ".")
     tried.run("dvc", "checkout")
-    assert "minigpt version 1 is the champion" in tried.run(sys.executable, "-m", "pipeline.registry")
+    assert "minigpt version 1 is the champion" in tried.run(
+        sys.executable, "-m", "pipeline.registry"
+    )
     return tried
 
 
 def champion(project: Project):
-    return MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db").get_model_version_by_alias("minigpt", "champion")
+    return MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db").get_model_version_by_alias(
+        "minigpt", "champion"
+    )
 
 
 def test_the_champion_is_the_exported_file_with_its_card(promoted, tmp_path):
@@ -47,7 +51,10 @@ def test_the_command_line_takes_registered_models_and_runs(promoted):
     [
         (["--model", "models:/minigpt@nobody"], "models:/minigpt@nobody: not found in MLflow"),
         (["--model", "runs:/0123/model"], "runs:/0123/model: not found in MLflow"),
-        (["--model", "models:/minigpt/1", "--backend", "torch"], "MLflow keeps the ONNX file; use --backend onnx"),
+        (
+            ["--model", "models:/minigpt/1", "--backend", "torch"],
+            "MLflow keeps the ONNX file; use --backend onnx",
+        ),
     ],
 )
 def test_a_model_that_is_not_there_is_one_line(promoted, options, message):
@@ -66,13 +73,26 @@ def test_elsewhere_there_is_no_store_and_none_is_made(promoted, tmp_path):
 def test_mlflow_serves_the_champion(promoted):
     port = free_port()
     uri = f"sqlite:///{promoted.root}/mlruns/mlflow.db"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/minigpt@champion"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "--model-uri",
+        "models:/minigpt@champion",
+    ]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", port]
     with server(promoted, *command, MLFLOW_TRACKING_URI=uri):
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"))
-        body = {"inputs": {"text": ["The ", "A"]}, "params": {"max_new_tokens": 9, "seed": 3, "top_p": 0.9}}
+        body = {
+            "inputs": {"text": ["The ", "A"]},
+            "params": {"max_new_tokens": 9, "seed": 3, "top_p": 0.9},
+        }
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             predictions = json.load(response)["predictions"]
@@ -98,17 +118,25 @@ def test_a_model_without_a_run_is_not_promoted(project):
     assert "nobody: no experiment of DVC's and no Git revision" in project.run(
         sys.executable, "-m", "pipeline.registry", "nobody", code=1
     )
-    assert "unrecognized arguments: two" in project.run(sys.executable, "-m", "pipeline.registry", "one", "two", code=2)
+    assert "unrecognized arguments: two" in project.run(
+        sys.executable, "-m", "pipeline.registry", "one", "two", code=2
+    )
 
 
 def test_the_alias_moves_to_a_better_model_only(promoted):
     first = champion(promoted)
     client = MlflowClient(f"sqlite:///{promoted.root}/mlruns/mlflow.db")
-    (run,) = client.search_runs([client.get_run(first.run_id).info.experiment_id], "tags.dvc_experiment = 'faster'")
+    (run,) = client.search_runs(
+        [client.get_run(first.run_id).info.experiment_id], "tags.dvc_experiment = 'faster'"
+    )
     card = run.data.tags["mlflow.note.content"]
     client.set_tag(run.info.run_id, "mlflow.note.content", card + "x" * 5000)
-    assert "minigpt version 2 is the champion" in promoted.run(sys.executable, "-m", "pipeline.registry", "faster")
-    assert len(champion(promoted).description) == 5000  # the most that the registry takes on PostgreSQL
+    assert "minigpt version 2 is the champion" in promoted.run(
+        sys.executable, "-m", "pipeline.registry", "faster"
+    )
+    assert (
+        len(champion(promoted).description) == 5000
+    )  # the most that the registry takes on PostgreSQL
     client.set_tag(run.info.run_id, "mlflow.note.content", card)
     out = promoted.run(sys.executable, "-m", "pipeline.registry", "HEAD", code=1)
     assert "not promoted: validation loss" in out

@@ -6,9 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minigpt.errors import UserError
-from minigpt.logits import log_probabilities
-from minigpt.sampling import NEVER_SAMPLED, Noise, Sampling, gumbel_noise, next_tokens
+from minigpt.common.errors import UserError
+from minigpt.generation.sampling import (
+    NEVER_SAMPLED,
+    Noise,
+    Sampling,
+    gumbel_noise,
+    log_probabilities,
+    next_tokens,
+)
 from minigpt.tokenizer import EOS
 
 SAMPLINGS = st.builds(
@@ -38,7 +44,9 @@ def reference(logits, noise, sampling, seen) -> int:
 
     weights = [math.exp(scores[token] - scores[kept[0]]) for token in kept]
     total = math.fsum(weights)
-    kept = [token for i, token in enumerate(kept) if math.fsum(weights[:i]) < sampling.top_p * total]
+    kept = [
+        token for i, token in enumerate(kept) if math.fsum(weights[:i]) < sampling.top_p * total
+    ]
     kept = [token for token, weight in zip(kept, weights, strict=False) if weight >= sampling.min_p]
     return max(kept, key=lambda token: scores[token] + noise[token])
 
@@ -54,7 +62,9 @@ def test_next_tokens_are_those_of_the_documented_order(eighths, sampling, seen):
     noise = gumbel_noise(sampling.seed, 1, 7, len(logits), count=3)
     seen = [token for token in seen if token < len(logits)] * 2  # a text has a token more than once
     texts = [seen, [], seen[:1]]
-    expected = [reference(logits, row, sampling, set(text)) for row, text in zip(noise, texts, strict=True)]
+    expected = [
+        reference(logits, row, sampling, set(text)) for row, text in zip(noise, texts, strict=True)
+    ]
     assert list(next_tokens(np.tile(logits, (3, 1)), noise, sampling, texts)) == expected
 
 
@@ -76,7 +86,13 @@ def test_noise_is_a_function_of_seed_sample_and_position():
 
 def test_it_samples_the_softmax():
     values = np.array([0, 0, 0, 0, 1, 2, 3], dtype=np.float32)
-    drawn = list(next_tokens(np.tile(values, (20_000, 1)), gumbel_noise(0, 0, 0, 7, 20_000), Sampling(temperature=0.7)))
+    drawn = list(
+        next_tokens(
+            np.tile(values, (20_000, 1)),
+            gumbel_noise(0, 0, 0, 7, 20_000),
+            Sampling(temperature=0.7),
+        )
+    )
     expected = np.exp(values / 0.7) * ~np.isin(np.arange(7), NEVER_SAMPLED)
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, expected / expected.sum(), atol=0.015)
 
@@ -84,7 +100,9 @@ def test_it_samples_the_softmax():
 def test_a_tiny_temperature_is_greedy_and_nothing_overflows():
     values = np.array([0, 0, 0, 1, 5, -1e30], dtype=np.float32)
     for temperature in (1e-300, 1e-10, 1e-8):
-        assert list(next_tokens(values[None], gumbel_noise(0, 0, 0, 6), Sampling(temperature))) == [4]
+        assert list(next_tokens(values[None], gumbel_noise(0, 0, 0, 6), Sampling(temperature))) == [
+            4
+        ]
     assert Sampling(1e-300).temperature == 0
 
 

@@ -6,16 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.backends.torch import TorchBackend
-from minigpt.inference import window_start
-from minigpt.model import MiniGPT
-from minigpt.score import score, token_losses
+from minigpt.evaluation.score import score, token_losses
+from minigpt.generation.engine import window_start
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
 
 def untrained(tokenizer) -> TorchBackend:
     torch.manual_seed(0)
-    model = MiniGPT(tokenizer.vocab_size, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=12)
+    model = MiniGPT(
+        tokenizer.vocab_size, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=12
+    )
     return TorchBackend(model.eval(), tokenizer)
 
 
@@ -25,17 +27,25 @@ def bpe() -> BPETokenizer:
     return tokenizer
 
 
-BACKENDS = [untrained(CharTokenizer("ab \n", "NFC")), untrained(CharTokenizer("ab ")), untrained(bpe())]
+BACKENDS = [
+    untrained(CharTokenizer("ab \n", "NFC")),
+    untrained(CharTokenizer("ab ")),
+    untrained(bpe()),
+]
 
 
 @given(st.text("abé \n🦊", max_size=60), st.sampled_from(BACKENDS))
 def test_lines_add_up_to_the_whole(text, backend):
     whole, lines = score(backend, text)
     assert len(lines) == text.count("\n") + 1
-    assert [line.characters for line in lines] == [len(line) for line in text.splitlines(keepends=True)] or (
-        sum(line.characters for line in lines) == len(text)
+    assert [line.characters for line in lines] == [
+        len(line) for line in text.splitlines(keepends=True)
+    ] or (sum(line.characters for line in lines) == len(text))
+    assert (
+        sum(line.tokens for line in lines)
+        == whole.tokens
+        == len(backend.tokenizer.encode(text)) - 1
     )
-    assert sum(line.tokens for line in lines) == whole.tokens == len(backend.tokenizer.encode(text)) - 1
     assert sum(line.nats for line in lines) == pytest.approx(whole.nats)
 
 

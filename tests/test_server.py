@@ -36,7 +36,9 @@ class Gate(BaseHTTPRequestHandler):
             return
         if cls.fits and cls.trouble == "slow":
             time.sleep(0.2)
-        status, content, kind = (500, b"broken", "text/plain") if cls.fits and cls.trouble == "500" else self._ask(body)
+        status, content, kind = (
+            (500, b"broken", "text/plain") if cls.fits and cls.trouble == "500" else self._ask(body)
+        )
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
@@ -45,7 +47,9 @@ class Gate(BaseHTTPRequestHandler):
 
     def _ask(self, body):
         headers = {name: self.headers[name] for name in ("Content-Type",) if self.headers[name]}
-        request = urllib.request.Request(self.target + self.path, body or None, headers, method=self.command)
+        request = urllib.request.Request(
+            self.target + self.path, body or None, headers, method=self.command
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.status, answer.read(), answer.headers["Content-Type"]
@@ -63,8 +67,24 @@ class Gate(BaseHTTPRequestHandler):
 def tracker(project: Project, backend: str):
     """The address of a `mlflow server` that keeps its runs in `backend`."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--host", "127.0.0.1"]
-    command += ["--port", port, "--workers", "2", "--artifacts-destination", str(project.root / "server-artifacts")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        backend,
+        "--host",
+        "127.0.0.1",
+    ]
+    command += [
+        "--port",
+        port,
+        "--workers",
+        "2",
+        "--artifacts-destination",
+        str(project.root / "server-artifacts"),
+    ]
     with server(project, *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
         yield f"http://127.0.0.1:{port}"
@@ -94,7 +114,11 @@ def train_with_seed(project: Project, seed: int) -> None:
 def runs(uri: str, seed: int) -> list:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("minigpt")
-    return client.search_runs([experiment.experiment_id], f"params.`train.seed` = '{seed}'") if experiment else []
+    return (
+        client.search_runs([experiment.experiment_id], f"params.`train.seed` = '{seed}'")
+        if experiment
+        else []
+    )
 
 
 def check_whole(uri: str, run) -> None:
@@ -102,8 +126,12 @@ def check_whole(uri: str, run) -> None:
     assert run.info.status == "FINISHED"
     assert "model_md5" in run.data.tags
     assert not [tag for tag in run.data.tags if tag.startswith("unsent")]
-    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")] == STEPS
-    assert {"samples.json", "model_card.md"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert [
+        metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")
+    ] == STEPS
+    assert {"samples.json", "model_card.md"} <= {
+        file.path for file in client.list_artifacts(run.info.run_id)
+    }
     reports = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
     assert {"reports/training.csv", "reports/validation.csv"} <= reports
     (dataset,) = run.inputs.dataset_inputs
@@ -138,7 +166,9 @@ def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins,
     (run,) = runs(gate.target, seed)  # the one that was begun there went on
     check_whole(gate.target, run)
     assert "unsent_to" not in runs(local, seed)[0].data.tags
-    assert "sent" not in project.run(sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url)
+    assert "sent" not in project.run(
+        sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url
+    )
     assert len(runs(gate.target, seed)) == 1
 
 
@@ -162,7 +192,9 @@ def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
     (run,) = runs(gate.target, 6)
     check_whole(gate.target, run)
     assert {"evaluation/loss", "export/bytes"} <= run.data.metrics.keys()
-    figures = {file.path for file in MlflowClient(gate.target).list_artifacts(run.info.run_id, "figures")}
+    figures = {
+        file.path for file in MlflowClient(gate.target).list_artifacts(run.info.run_id, "figures")
+    }
     assert {"figures/loss.png", "figures/attention.png", "figures/mistakes.png"} <= figures
     out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=gate.url)
     assert "is the champion" in out
@@ -190,11 +222,23 @@ def postgres(folder: Path):
     data = folder / "data"
 
     def run(program: str, *arguments: str) -> None:
-        subprocess.run([_program(program), *arguments], check=True, stdout=subprocess.DEVNULL, **user)
+        subprocess.run(
+            [_program(program), *arguments], check=True, stdout=subprocess.DEVNULL, **user
+        )
 
     run("initdb", "--pgdata", str(data), "--auth", "trust", "--username", "minigpt", "--no-sync")
     options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
-    run("pg_ctl", "--pgdata", str(data), "--options", options, "--log", str(folder / "log"), "--wait", "start")
+    run(
+        "pg_ctl",
+        "--pgdata",
+        str(data),
+        "--options",
+        options,
+        "--log",
+        str(folder / "log"),
+        "--wait",
+        "start",
+    )
     try:
         yield f"postgresql+psycopg://minigpt@127.0.0.1:{port}/postgres"
     finally:
@@ -220,7 +264,9 @@ def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path, f
         processes = []
         for seed, project in writers.items():
             train_with_seed(project, seed)
-            processes.append(project.start(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=url))
+            processes.append(
+                project.start(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=url)
+            )
         for process in processes:
             _, err = process.communicate(timeout=300)
             assert process.returncode == 0, err
@@ -230,11 +276,15 @@ def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path, f
             check_whole(url, run)
         assert len(MlflowClient(url).search_experiments(filter_string="name = 'minigpt'")) == 1
         project = writers[1]
-        project.edit("params.yaml", "max_new_tokens: 30", "max_new_tokens: 4000")  # a card that no column holds
+        project.edit(
+            "params.yaml", "max_new_tokens: 30", "max_new_tokens: 4000"
+        )  # a card that no column holds
         for stage in ("evaluate", "export"):
             project.run(sys.executable, "-m", f"pipeline.{stage}", MLFLOW_TRACKING_URI=url)
         out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=url)
         assert re.search("minigpt version 1 is the champion", out)
         command = ["minigpt-cli", "generate", "--prompt", "The "]
-        tracked = project.run(*command, "--model", "models:/minigpt@champion", MLFLOW_TRACKING_URI=url)
+        tracked = project.run(
+            *command, "--model", "models:/minigpt@champion", MLFLOW_TRACKING_URI=url
+        )
         assert tracked == project.run(*command)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import Project
 
-from minigpt.encoding import TokenWriter
+from minigpt.data.token_files import TokenWriter
 
 STAGES = (["pipeline.build_vocab"], ["pipeline.prepare"])
 
@@ -19,7 +19,10 @@ def read(project: Project, *changes: str) -> str:
     params = (project.root / "params.yaml").read_text()
     for change in changes:
         key, _, value = change.partition("=")
-        lines = [f"  {key}: {value}" if line.startswith(f"  {key}: ") else line for line in params.splitlines()]
+        lines = [
+            f"  {key}: {value}" if line.startswith(f"  {key}: ") else line
+            for line in params.splitlines()
+        ]
         params = "\n".join(lines) + "\n"
     (project.root / "params.yaml").write_text(params)
     return "".join(project.run(sys.executable, "-m", *stage) for stage in STAGES)
@@ -47,17 +50,27 @@ def test_own_text_added_to_dvc_reaches_the_workspace_of_a_queued_experiment(proj
     (project.root / "data/raw/mine.csv.gz").write_bytes(gzip.compress(text.encode()))
     project.run("dvc", "add", "data/raw/mine.csv.gz")
     project.commit()
-    project.run("dvc", "exp", "run", "--queue", "--name", "own", "-S", "data.path=data/raw/mine.csv.gz")
+    project.run(
+        "dvc", "exp", "run", "--queue", "--name", "own", "-S", "data.path=data/raw/mine.csv.gz"
+    )
     project.run("dvc", "exp", "run", "--run-all")
-    assert project.run("dvc", "exp", "list", "--name-only").split() == ["own"]  # only what succeeded is in it
+    assert project.run("dvc", "exp", "list", "--name-only").split() == [
+        "own"
+    ]  # only what succeeded is in it
 
 
 def test_equal_documents_short_ones_and_long_ones(project):
     long = " ".join(f"word{number}" for number in range(2000))  # far beyond the context
-    (project.root / "mine.txt").write_text("\n\n".join(["x", "a tale", "a tale", long, ".", "the end"]))
+    (project.root / "mine.txt").write_text(
+        "\n\n".join(["x", "a tale", "a tale", long, ".", "the end"])
+    )
     read(project, "path=mine.txt", "val_fraction=0.0")
     data = summary(project)
-    assert (data["train"]["documents"], data["val"]["documents"], data["duplicates_dropped"]) == (5, 0, 1)
+    assert (data["train"]["documents"], data["val"]["documents"], data["duplicates_dropped"]) == (
+        5,
+        0,
+        1,
+    )
     report = (project.root / "reports/data.md").read_text()
     assert "Equal documents dropped: 1" in report
     for layout in ("packed", "padded"):
@@ -69,7 +82,9 @@ def test_equal_documents_short_ones_and_long_ones(project):
 def test_one_document_that_would_all_be_held_out_is_refused(project):
     (project.root / "mine.txt").write_text("one document\n")
     params = (project.root / "params.yaml").read_text()
-    params = params.replace("data/raw/tales.txt", "mine.txt").replace("val_fraction: auto", "val_fraction: 0.999999")
+    params = params.replace("data/raw/tales.txt", "mine.txt").replace(
+        "val_fraction: auto", "val_fraction: 0.999999"
+    )
     (project.root / "params.yaml").write_text(params)
     out = project.run(sys.executable, "-m", "pipeline.build_vocab", code=1)
     assert "mine.txt: every document fell into the validation split" in out
@@ -77,14 +92,24 @@ def test_one_document_that_would_all_be_held_out_is_refused(project):
 
 
 def test_odd_text_comes_through_the_whole_way(project):
-    odd = ["שלום עולם, מה שלומך", "👩‍👩‍👧‍👦 family", "nul\0inside", "half \ud83d pair", "back`tick | pipe"]
-    (project.root / "mine.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in odd * 40))
+    odd = [
+        "שלום עולם, מה שלומך",
+        "👩‍👩‍👧‍👦 family",
+        "nul\0inside",
+        "half \ud83d pair",
+        "back`tick | pipe",
+    ]
+    (project.root / "mine.jsonl").write_text(
+        "\n".join(json.dumps({"text": text}) for text in odd * 40)
+    )
     read(project, "path=mine.jsonl", "val_fraction=0.0")
     assert summary(project)["train"]["documents"] == len(odd)
     for stage in ("train", "evaluate", "export"):
         out = project.run(sys.executable, "-m", f"pipeline.{stage}")
         assert "Traceback" not in out
-    assert project.run("minigpt-cli", "generate", "--prompt", "שלום", "--max-new-tokens", "5").startswith("שלום")
+    assert project.run(
+        "minigpt-cli", "generate", "--prompt", "שלום", "--max-new-tokens", "5"
+    ).startswith("שלום")
 
 
 def test_a_hundred_megabytes_on_one_line(project, full):
@@ -97,7 +122,8 @@ def test_a_hundred_megabytes_on_one_line(project, full):
 
 
 def test_a_full_disk_leaves_the_old_files_whole(project, monkeypatch):
-    from pipeline import prepare, run_stage
+    from pipeline import prepare
+    from pipeline.common.stage import run_stage
 
     monkeypatch.chdir(project.root)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)

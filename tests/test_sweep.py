@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from minigpt.errors import UserError
-from pipeline.sweep import parse_space
+from minigpt.common.errors import UserError
+from pipeline.tools.sweep import parse_space
 
 
 def test_a_space_has_ranges_and_lists():
-    space = parse_space(["train.learning_rate=3e-4..1e-2", "model.num_layers=2,4,6", "train.batch_size=2..16"])
+    space = parse_space(
+        ["train.learning_rate=3e-4..1e-2", "model.num_layers=2,4,6", "train.batch_size=2..16"]
+    )
     assert space == {
         "train.learning_rate": FloatDistribution(3e-4, 1e-2, log=True),
         "model.num_layers": CategoricalDistribution(["2", "4", "6"]),
@@ -56,7 +58,10 @@ def test_a_search_whose_ground_has_changed_needs_another_name(project):
     with (project.root / "minigpt/model.py").open("a") as code:
         code.write("# changed\n")
     out = project.run(*command, code=1)
-    assert out == "--name: 'sweep' was begun with another code, text, train.max_steps; choose another name\n"
+    assert (
+        out
+        == "--name: 'sweep' was begun with another code, text, train.max_steps; choose another name\n"
+    )
 
 
 def test_two_searches_of_one_name_are_refused(project):
@@ -71,9 +76,21 @@ def test_a_search_stops_goes_on_and_names_the_best(project, full):
         pytest.skip("with --full only: it trains three models")
     project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     project.commit()
-    command = [sys.executable, "-m", "pipeline.sweep", "train.learning_rate=1e-4..1e-2", "--trials", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.sweep",
+        "train.learning_rate=1e-4..1e-2",
+        "--trials",
+        "2",
+    ]
     process = project.start(*command)
-    wait_for(lambda: list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors")) or process.poll() is not None)
+    wait_for(
+        lambda: (
+            list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
+            or process.poll() is not None
+        )
+    )
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130

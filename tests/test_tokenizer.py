@@ -10,8 +10,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.errors import UserError
-from minigpt.text import FORMS, normalize
+from minigpt.common.errors import UserError
+from minigpt.common.text import FORMS
 from minigpt.tokenizer import (
     BOS,
     EOS,
@@ -23,9 +23,14 @@ from minigpt.tokenizer import (
     load_tokenizer,
     tokenizer_from_dict,
 )
+from minigpt.tokenizer.normalization import normalize
 
 any_text = st.text(st.characters(codec=None))  # lone surrogates too
-TEXTS = ["naïve café 🦊, naïve café 🦊!", "<eos> <eos> <eos> the <pad> the <bos>", "12 112 1112\n\n  the end\r\n"]
+TEXTS = [
+    "naïve café 🦊, naïve café 🦊!",
+    "<eos> <eos> <eos> the <pad> the <bos>",
+    "12 112 1112\n\n  the end\r\n",
+]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +102,12 @@ def test_save_and_load(tmp_path_factory, characters, form, lowercase):
 
 
 def test_the_fingerprint_tells_vocabularies_apart():
-    found = [CharTokenizer("ab"), CharTokenizer("abc"), CharTokenizer("ab", "NFC"), CharTokenizer("ab", lowercase=True)]
+    found = [
+        CharTokenizer("ab"),
+        CharTokenizer("abc"),
+        CharTokenizer("ab", "NFC"),
+        CharTokenizer("ab", lowercase=True),
+    ]
     found += [BPETokenizer(), BPETokenizer(normalization="NFC"), BPETokenizer(lowercase=True)]
     assert len({tokenizer.sha256() for tokenizer in found}) == len(found)
 
@@ -150,7 +160,9 @@ def test_normalising():
     assert normalize("e\u0301\r\n", "NFC") == "\u00e9\r\n"
     assert normalize("\ufb01", "NFKC") == "fi"
     assert normalize("A\u030a\r", "none") == "A\u030a\r"
-    assert normalize("H\u0331", "NFC", lowercase=True) == "\u1e96"  # a small letter of its own, no such capital
+    assert (
+        normalize("H\u0331", "NFC", lowercase=True) == "\u1e96"
+    )  # a small letter of its own, no such capital
 
 
 @given(any_text, st.sampled_from(FORMS))
@@ -187,7 +199,13 @@ def test_bpe_min_freq_leaves_rare_pairs_apart():
 
 
 def test_bpe_reads_a_lone_surrogate_as_unk(bpe):
-    assert bpe.encode("a\ud800b") == [BOS, *bpe.encode("a", False), UNK, *bpe.encode("b", False), EOS]
+    assert bpe.encode("a\ud800b") == [
+        BOS,
+        *bpe.encode("a", False),
+        UNK,
+        *bpe.encode("b", False),
+        EOS,
+    ]
     assert bpe.unknown("a\ud800b\ud800") == ["\ud800"]
     assert BPETokenizer(270).build_vocab(["a\ud800b"]) == {"a": 1, "\ud800": 1, "b": 1}
 
@@ -268,7 +286,9 @@ def test_a_changed_bpe_vocabulary_is_refused(bpe):
         values["model"]["vocab"] |= {"<eos>": 2, "<bos>": 3}
 
     def forget_a_byte(values):
-        values["model"]["vocab"] = {token: i for i, token in enumerate(t for t in values["model"]["vocab"] if t != "!")}
+        values["model"]["vocab"] = {
+            token: i for i, token in enumerate(t for t in values["model"]["vocab"] if t != "!")
+        }
 
     changes = [
         lambda values: values["model"].update(dropout=0.5),
@@ -301,4 +321,9 @@ def test_the_library_is_loaded_only_for_bpe(bpe, tmp_path):
     code += "load_tokenizer(Path(sys.argv[1])).encode('ab'); print('tokenizers' in sys.modules)"
     for name, expected in (("char", "False"), ("bpe", "True")):
         command = [sys.executable, "-c", code, str(tmp_path / f"{name}.json")]
-        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == expected
+        assert (
+            subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            == expected
+        )

@@ -5,17 +5,19 @@ import pytest
 import torch
 from conftest import train_config
 
-from minigpt.checkpoint import ResumeStore
-from minigpt.dataset import Batches
-from minigpt.errors import UserError
-from minigpt.loss import bits_per, cross_entropy, mean_loss
-from minigpt.model import MiniGPT
-from minigpt.train import Interrupted, Progress, Trainer
+from minigpt.common.errors import UserError
+from minigpt.data.batches import Batches
+from minigpt.model.loss import bits_per, cross_entropy, mean_loss
+from minigpt.model.model import MiniGPT
+from minigpt.training.resume import ResumeStore
+from minigpt.training.train import Interrupted, Progress, Trainer
 
 
 @pytest.fixture(scope="module")
 def ids(sentences, tokenizer):
-    return torch.tensor([token for text in sentences[:12] for token in tokenizer.encode(text)]).numpy()
+    return torch.tensor(
+        [token for text in sentences[:12] for token in tokenizer.encode(text)]
+    ).numpy()
 
 
 def trainer(ids, resume: ResumeStore | None = None, **changes) -> Trainer:
@@ -28,7 +30,9 @@ def trainer(ids, resume: ResumeStore | None = None, **changes) -> Trainer:
 
 def outcome(finished: Trainer) -> tuple[dict[str, bytes], Progress]:
     """All that must not depend on interruptions, to the bit."""
-    tensors = {name: tensor.numpy().tobytes() for name, tensor in finished.model.state_dict().items()}
+    tensors = {
+        name: tensor.numpy().tobytes() for name, tensor in finished.model.state_dict().items()
+    }
     return tensors, finished.progress
 
 
@@ -37,7 +41,13 @@ def outcome(finished: Trainer) -> tuple[dict[str, bytes], Progress]:
     [
         {"layout": "packed"},
         {"layout": "padded", "accumulation_steps": 2, "schedule": "wsd", "decay_steps": 5},
-        {"optimizer": "muon", "precision": "bfloat16", "eval_batches": 1, "patience": 2, "max_epochs": 0.6},
+        {
+            "optimizer": "muon",
+            "precision": "bfloat16",
+            "eval_batches": 1,
+            "patience": 2,
+            "max_epochs": 0.6,
+        },
     ],
     ids=str,
 )
@@ -74,13 +84,17 @@ def test_it_learns_and_keeps_the_best_weights(ids):
     assert [row["step"] for row in reported if "train/loss" in row] == list(range(3, 61, 3))
     losses = {row["step"]: row["val/loss"] for row in reported if "val/loss" in row}
     assert list(losses) == list(range(4, 61, 4))
-    assert progress.best_val_loss == min(losses.values()) == losses[progress.best_step] < before - 0.5
+    assert (
+        progress.best_val_loss == min(losses.values()) == losses[progress.best_step] < before - 0.5
+    )
     assert mean_loss(run.model, run.val_batches) == progress.best_val_loss
     assert not run.model.training
 
 
 def test_it_stops_early_when_nothing_is_gained(ids):
-    run = trainer(ids, max_steps=400, learning_rate=0.3, min_learning_rate=0.3, warmup_steps=0, patience=2)
+    run = trainer(
+        ids, max_steps=400, learning_rate=0.3, min_learning_rate=0.3, warmup_steps=0, patience=2
+    )
     progress = run.run()
     assert progress.step == progress.best_step + 2 * run.config.eval_interval < 400
 
@@ -90,7 +104,9 @@ def test_divergence_is_stopped_before_it_spoils_the_weights(ids):
     with torch.no_grad():
         run.model.head.bias[5] = float("inf")
     weights = run.model.head.weight.clone()
-    with pytest.raises(UserError, match=r"diverged at step 1: .* learning rate 0\.0015; lower train\.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"diverged at step 1: .* learning rate 0\.0015; lower train\.learning_rate"
+    ):
         run.run()
     assert torch.equal(run.model.head.weight, weights)
 
@@ -108,8 +124,12 @@ def test_pieces_of_a_batch_add_up_to_it(ids, layout):
     """Rows of a padded batch hold different numbers of targets, and still each target counts alike."""
     losses = []
     for accumulation_steps in (1, 2, 4):
-        run = trainer(ids, layout=layout, accumulation_steps=accumulation_steps, precision="float32")
-        run.model.apply(lambda module: setattr(module, "p", 0.0))  # no dropout, which differs by piece
+        run = trainer(
+            ids, layout=layout, accumulation_steps=accumulation_steps, precision="float32"
+        )
+        run.model.apply(
+            lambda module: setattr(module, "p", 0.0)
+        )  # no dropout, which differs by piece
         for block in run.model.blocks:
             block.attention.dropout = 0.0
         losses.append([row["train/loss"] for row in run.run().history if "train/loss" in row])
@@ -124,7 +144,9 @@ def test_compiled_steps_compute_the_same(ids, full):
         pytest.skip("half a minute of compilation: with --full")
     losses = []
     for compiled in (False, True):
-        run = trainer(ids, compile=compiled, precision="float32", max_steps=4, log_interval=1, warmup_steps=1)
+        run = trainer(
+            ids, compile=compiled, precision="float32", max_steps=4, log_interval=1, warmup_steps=1
+        )
         for block in run.model.blocks:  # compiled code draws its dropout in another order
             block.dropout.p = block.attention.dropout = run.model.dropout.p = 0.0
         losses.append([row["train/loss"] for row in run.run().history if "train/loss" in row])
@@ -132,7 +154,9 @@ def test_compiled_steps_compute_the_same(ids, full):
 
 
 def test_rows_that_cannot_be_shared_out_are_refused(ids):
-    with pytest.raises(UserError, match=r"train\.batch_size: 4 is not divisible by 3 \(1 processes × accumulation_"):
+    with pytest.raises(
+        UserError, match=r"train\.batch_size: 4 is not divisible by 3 \(1 processes × accumulation_"
+    ):
         trainer(ids, accumulation_steps=3)
 
 
@@ -141,7 +165,9 @@ def test_epochs_are_passes_over_the_training_split(ids):
     progress = run.run()
     assert progress.step == math.ceil(2 * run.train_batches.num_rows / 4)
     assert trainer(ids, max_steps=3, max_epochs=2).total_steps == 3
-    with pytest.raises(UserError, match=r"train: warmup_steps \(2\) exceed the 1 steps of the training"):
+    with pytest.raises(
+        UserError, match=r"train: warmup_steps \(2\) exceed the 1 steps of the training"
+    ):
         trainer(ids, max_steps=None, max_epochs=0.1)
 
 
@@ -149,7 +175,11 @@ def test_validation_on_a_part_is_of_its_first_batches(ids):
     run = trainer(ids, eval_batches=2)
     progress = run.run()
     part = [batch for _, batch in zip(range(2), run.val_batches, strict=False)]
-    assert progress.best_val_loss == mean_loss(run.model, part) != mean_loss(run.model, run.val_batches)
+    assert (
+        progress.best_val_loss
+        == mean_loss(run.model, part)
+        != mean_loss(run.model, run.val_batches)
+    )
 
 
 def test_states_are_saved_by_the_clock_too(ids, tmp_path, monkeypatch):

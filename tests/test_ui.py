@@ -10,7 +10,9 @@ import pytest
 from conftest import Project, answers, free_port, server, wait_for
 from mlflow import MlflowClient
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt install chromium")
 
 
@@ -23,10 +25,18 @@ def page(tried: Project, tmp_path_factory):
     port = free_port()
 
     def visible(path: str) -> str:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder}",
+        ]
         command += ["--window-size=1600,2400", "--virtual-time-budget=60000", "--dump-dom"]
         url = f"http://127.0.0.1:{port}/{path}"
-        dom = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=120).stdout
+        dom = subprocess.run(
+            [*command, url], capture_output=True, text=True, check=True, timeout=120
+        ).stdout
         dom = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", dom, flags=re.DOTALL)
         return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", dom)).split())
 
@@ -40,7 +50,9 @@ def client(tried: Project) -> MlflowClient:
 
 
 def test_the_charts_compare_the_runs(page):
-    text = page("#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=minigpt")
+    text = page(
+        "#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=minigpt"
+    )
     assert "viewing a shared view" in text
     for run in ("defaults", "learning_rate=0.01", "learning_rate=0.01 seed=1"):
         assert run in text
@@ -59,7 +71,12 @@ def test_the_list_names_the_runs_and_their_models(page):
 def test_a_run_shows_its_card_and_files(page, tried):
     run = client(tried).search_runs(["1"], "tags.dvc_experiment = 'faster'")[0]
     text = page(f"#/experiments/1/runs/{run.info.run_id}")
-    for words in ("learning_rate=0.01", "A decoder-only transformer", "bits per character", "val/loss"):
+    for words in (
+        "learning_rate=0.01",
+        "A decoder-only transformer",
+        "bits per character",
+        "val/loss",
+    ):
         assert words in text
     text = page(f"#/experiments/1/runs/{run.info.run_id}/artifacts")
     for words in ("figures", "reports", "model_card.md", "samples.json"):

@@ -1,0 +1,207 @@
+"""params.yaml, validated: every knob of the pipeline as frozen objects.
+
+Loading checks the whole file before any work begins, so a typo in `export` fails in `build_vocab`
+already. params.yaml explains each knob; the types and ranges are here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from minigpt.common.errors import UserError
+from minigpt.common.text import Normalization
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    # strict: "128" is no number, true is no 1; no NaN or infinity anywhere
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    path: Annotated[str, Field(min_length=1)]
+    pattern: Annotated[str, Field(min_length=1)] = "*"
+    format: Literal["auto", "text", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+    documents: Literal["auto", "line", "blank_line", "file", "separator", "none"] = "auto"
+    separator: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
+    deduplicate: bool = True
+    normalization: Normalization = "NFC"
+    invalid_utf8: Literal["error", "replace"] = "error"
+    val_fraction: Literal["auto"] | Fraction = "auto"
+
+
+class TokenizerConfig(Section):
+    type: Literal["char", "bpe"]
+    vocab_size: Annotated[
+        int, Field(ge=260, le=2**20)
+    ]  # 4 special tokens and 256 bytes are the least
+    min_freq: PositiveInt
+    lowercase: bool
+
+
+class ModelConfig(Section):
+    d_model: PositiveInt
+    num_heads: PositiveInt
+    num_layers: PositiveInt
+    d_ff: PositiveInt
+    max_seq_len: Annotated[int, Field(ge=8, le=65536)]
+    dropout: Fraction
+    positional: Literal["sinusoidal", "rotary"]
+    qk_norm: bool
+    bigram_buckets: NonNegativeInt
+
+    @field_validator("num_heads")
+    @classmethod
+    def heads_divide_the_model(cls, num_heads: int, info) -> int:
+        d_model = info.data.get("d_model")
+        if d_model is not None and d_model % num_heads:
+            raise ValueError(f"must divide d_model ({d_model})")
+        return num_heads
+
+    @model_validator(mode="after")
+    def rotary_turns_pairs(self) -> "ModelConfig":
+        if self.positional == "rotary" and self.d_model // self.num_heads % 2:
+            raise ValueError(
+                f"positional rotary needs an even d_model / num_heads ({self.d_model} / {self.num_heads})"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    layout: Literal["packed", "padded"]
+    batch_size: PositiveInt
+    accumulation_steps: PositiveInt = 1
+    max_steps: PositiveInt | None
+    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)]
+    min_learning_rate: Annotated[float, Field(ge=0)]
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_steps: NonNegativeInt
+    decay_steps: PositiveInt = 400
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta1: Fraction
+    beta2: Fraction
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    eval_interval: PositiveInt
+    eval_batches: PositiveInt | None = None
+    log_interval: PositiveInt
+    patience: PositiveInt | None
+    checkpoint_interval: PositiveInt
+    checkpoint_seconds: Annotated[float, Field(gt=0)] | None = None
+    init_from: str | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    processes: PositiveInt = 1
+    seed: Seed
+
+    @field_validator("init_from")
+    @classmethod
+    def pretrained_models_lie_where_dvc_looks(cls, path: str | None) -> str | None:
+        if path is not None and not path.startswith("pretrained/"):
+            raise ValueError(
+                "must be a file in pretrained/, the folder that DVC watches; copy the model there"
+            )
+        return path
+
+    @model_validator(mode="after")
+    def schedule_fits(self) -> "TrainConfig":
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("max_steps and max_epochs are both null; give one of them")
+        if self.max_steps is not None:
+            self.check_length(self.max_steps)
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate}) exceeds learning_rate ({self.learning_rate})"
+            )
+        return self
+
+    def check_length(self, total_steps: int) -> None:
+        """Raises ValueError where the learning-rate schedule needs more than `total_steps`."""
+        names, needed = "warmup_steps", self.warmup_steps
+        if self.schedule == "wsd":
+            names, needed = "warmup_steps and decay_steps", needed + self.decay_steps
+        if needed > total_steps:
+            raise ValueError(f"{names} ({needed}) exceed the {total_steps} steps of the training")
+
+
+class EvaluateConfig(Section):
+    batch_size: PositiveInt
+    prompts: Annotated[list[str], Field(min_length=1)]
+    max_new_tokens: PositiveInt
+    temperature: Annotated[float, Field(ge=0)]
+    top_k: PositiveInt
+    seed: Seed
+
+
+class ExportConfig(Section):
+    tolerance: Annotated[float, Field(gt=0)]
+    quantize: Literal["int8"] | None
+    max_quality_loss: Annotated[float, Field(gt=0)]
+
+
+class Params(Section):
+    """The whole of params.yaml: one section a stage, `data` and `tokenizer` for the first two."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check `path`.
+
+    Raises:
+        UserError: the file is missing or no YAML, a key is unknown or missing, a value has the
+            wrong type or range. The message names the key.
+    """
+    try:
+        # ruamel reads YAML 1.2 like DVC, so 1e-3 is a number (YAML 1.1 takes it for text)
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found here; run in the folder that holds it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_one_line(error)}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    # an unknown key first: a misspelt one is also missing, but its wrong name is what to correct
+    first, *others = sorted(
+        error.errors(), key=lambda problem: problem["type"] != "extra_forbidden"
+    )
+    key = _key(first) or "the file"
+    alike = [problem["msg"] for problem in (first, *others) if _key(problem) == _key(first)]
+    problem = " or ".join(dict.fromkeys(alike)).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        problem = "unknown key; remove it or correct its name"
+    elif first["type"] == "missing":
+        problem = "missing; add it"
+    elif isinstance(first["input"], str | int | float | None):
+        problem += f", but it is {first['input']!r}"
+    keys = {_key(other) for other in others} - {key}
+    more = f" (also wrong: {', '.join(sorted(keys))})" if keys else ""
+    return " ".join(f"{key}: {problem}{more}".split())
+
+
+def _key(problem: ErrorDetails) -> str:
+    """The section and the key; behind them a union tells which of its branches it means."""
+    return ".".join(str(part) for part in problem["loc"][:2])

@@ -1,0 +1,121 @@
+"""`make ui`: MLflow's web page, straight on the charts that compare the runs."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import webbrowser
+from threading import Timer
+from typing import Any
+
+from minigpt.common.errors import UserError
+from pipeline.common.stage import run_stage
+from pipeline.tracking import store
+
+PORT = os.environ.get("PORT", "5000")
+VIEW = "minigpt"
+# what the page shows first, in sections: the metric of each chart, and what lies along its x axis
+CHARTS = {
+    "Loss": [
+        ("val/loss", "step"),
+        ("train/loss", "step"),
+        ("val/loss", "tokens"),
+        ("val/bits_per_char", "step"),
+        ("val/bits_per_char", "tokens"),
+        ("val/loss", "flops"),
+    ],
+    "Training": [
+        ("learning_rate", "step"),
+        ("gradient_norm", "step"),
+        ("tokens_per_second", "step"),
+    ],
+}
+
+
+def main() -> None:
+    try:
+        mlflow = store.mlflow()  # makes the store where there is none yet
+        experiment = store.experiment_id()
+        # MLflow keeps what a page of charts shows in such a tag, and opens it by its key
+        mlflow.MlflowClient().set_experiment_tag(
+            experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_view())
+        )
+    except Exception as error:  # whatever is wrong with the store
+        raise UserError(f"the tracking store cannot be opened: {store.reason(error)}") from None
+    uri = mlflow.get_tracking_uri()
+    remote = uri.startswith("http")  # a server that runs already
+    server = uri if remote else f"http://127.0.0.1:{PORT}"
+    page = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    url = f"{page}&compareRunsMode=CHART&viewStateShareKey={VIEW}"
+    if not remote:
+        _check_port()
+    print(url if remote else f"{url}\nCtrl-C ends it", flush=True)
+    if sys.stdout.isatty():
+        Timer(
+            0 if remote else 5, webbrowser.open, [url]
+        ).start()  # our own takes about so long to start
+    if remote:
+        return
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", PORT, "--workers", "1"]
+    # or it writes a line for each request, and its own tracebacks after Ctrl-C
+    command += ["--uvicorn-opts", "--log-level=critical"]
+    quiet = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
+    }
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(subprocess.run(command, env={**os.environ, **quiet}).returncode)
+
+
+def _check_port() -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", int(PORT)))
+    except (OSError, ValueError, OverflowError):
+        raise UserError(
+            f"PORT: {PORT} is taken, or no port; name another: PORT=5001 make ui"
+        ) from None
+
+
+def _view() -> dict[str, Any]:
+    """CHARTS as MLflow's page keeps them; it adds sections for the other metrics below."""
+    return {
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True} for name in CHARTS
+        ],
+        "compareRunCharts": [
+            _chart(section, *chart) for section, charts in CHARTS.items() for chart in charts
+        ],
+        "isAccordionReordered": True,
+        "runsHiddenMode": "FIRST_20_RUNS",
+    }
+
+
+def _chart(section: str, metric: str, x: str) -> dict[str, Any]:
+    return {
+        "type": "LINE",
+        "uuid": f"{metric} by {x}",
+        "metricSectionId": section,
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "xAxisKey": "step" if x == "step" else "metric",
+        "selectedXAxisMetricKey": "" if x == "step" else x,
+        "useGlobalXaxisKey": False,
+        "useGlobalLineSmoothing": False,
+        "lineSmoothness": 0,
+        "scaleType": "linear",
+        "xAxisScaleType": "linear",
+        "range": {},
+        "runsCountToCompare": 20,
+        "deleted": False,
+        "isGenerated": False,
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)
