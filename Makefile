@@ -20,7 +20,7 @@ setup: $(READY) ## make .venv with everything in it
 
 repro: setup $(RECIPE:%=recipes/%) ## run the pipeline: text in, model out; RECIPE=fast takes the parameters of recipes/fast
 	$(if $(RECIPE),dvc exp run $(addprefix -S ,$(shell cat recipes/$(RECIPE))),dvc repro)
-	python -m pipeline.summary
+	python -m pipeline.tools.summary
 
 test: setup ## run the tests
 	python -m pytest --numprocesses auto --dist worksteal
@@ -32,19 +32,19 @@ lint: setup ## check style and types
 	ruff check . && ruff format --check . && mypy
 
 ui: setup ## compare the tracked runs in a browser; PORT=5001 chooses another port
-	python -m pipeline.ui
+	python -m pipeline.tools.ui
 
 sweep: setup ## search for better parameters; ARGS="train.learning_rate=3e-4..1e-2 --trials 20"
-	python -m pipeline.sweep $(ARGS)
+	python -m pipeline.tools.sweep $(ARGS)
 
 promote: setup ## make this model the champion of the registry, if it is better; EXP=name takes an experiment's
-	python -m pipeline.registry $(EXP)
+	python -m pipeline.tools.promote $(EXP)
 
 sync: setup ## bring to the tracking store what it lacks
-	python -m pipeline.tracking
+	python -m pipeline.tools.sync
 
 bench: setup ## measure speeds against others
 	python benchmarks/tokenization.py
 
 docs: setup ## write docs/cli.md anew from the command's own help
-	typer minigpt.cli utils docs --name minigpt-cli --output docs/cli.md
+	typer minigpt.cli.app utils docs --name minigpt-cli --output docs/cli.md

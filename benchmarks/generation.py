@@ -222,7 +222,7 @@ def report(size: str, batch: int, seconds: dict[str, list[float]]) -> None:
 
 def start_up(rounds: int) -> None:
     """From the launch of a process to the first character, against `import torch`; and the process's memory."""
-    generate = [sys.executable, "-m", "minigpt.cli", "generate", "-p", "", "--backend", "onnx"]
+    generate = [sys.executable, "-m", "minigpt.cli.app", "generate", "-p", "", "--backend", "onnx"]
     first, whole = [], []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -239,7 +239,7 @@ def start_up(rounds: int) -> None:
         f"\nfirst character after {ours:.2f} s; import torch takes {torchs:.2f} s: x{ours / torchs:.3f}"
     )
     code = (
-        f"from minigpt.cli import app\napp({generate[3:]}, standalone_mode=False)\n"
+        f"from minigpt.cli.app import app\napp({generate[3:]}, standalone_mode=False)\n"
         "import psutil, sys; print(psutil.Process().memory_info().rss, file=sys.stderr)"
     )
     result = subprocess.run(

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NEW_STORE = "from pipeline.store import mlflow; mlflow()"
+NEW_STORE = "from pipeline.tracking.store import mlflow; mlflow()"
 ON = """
 import time
 from pipeline.tracking import Run, TrainingRun

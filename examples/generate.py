@@ -1,4 +1,4 @@
-"""MiniGPT's model file by hand: NumPy, ONNX Runtime and the description in minigpt/backends/onnx.py, no more.
+"""MiniGPT's model file by hand: NumPy, ONNX Runtime and the description in minigpt/generation/onnx_backend.py, no more.
 
     python examples/generate.py models/minigpt.onnx "The fox"
 

@@ -256,7 +256,7 @@ def reproduced(tmp_path_factory) -> Project:
 def tried(reproduced, tmp_path_factory) -> Project:
     """A project with the runs of three models, two of them DVC's experiments "faster" and "apart"."""
     project = reproduced.copy(tmp_path_factory.mktemp("tried") / "project")
-    project.run(sys.executable, "-m", "pipeline.tracking")
+    project.run(sys.executable, "-m", "pipeline.tools.sync")
     project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
     return project

@@ -69,7 +69,7 @@ def test_the_documented_help_is_the_real_one():
         sys.executable,
         "-m",
         "typer",
-        "minigpt.cli",
+        "minigpt.cli.app",
         "utils",
         "docs",
         "--name",

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from reached import PACKAGES, imports, module_files, reached
+from reached import PACKAGES, imports, module_files, reached, reached_packages
 from ruamel.yaml import YAML
 
 from minigpt.common.config import Params
@@ -23,36 +24,33 @@ FILES = sorted(
     file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
 )
 
-# the layers of minigpt, from the bottom; a module imports only from layers below its own
-LAYERS = [
-    {"errors", "logits", "parallel", "terminal", "text"},
-    {"config", "files", "tokenizer"},
-    {"corpus", "dataset", "draft", "model", "sampling"},
-    {"backends", "checkpoint", "distributed", "encoding", "loss", "optim"},
-    {"backends/torch", "backends/onnx", "finetune", "inference", "train", "evaluate"},
-    {"bench", "chat", "export", "fetch", "graph", "score"},
+# the packages of minigpt, from the bottom; packages on one level do not import each other
+LEVELS = [
+    {"common"},
+    {"tokenizer"},
+    {"data"},
+    {"model", "corpus"},
+    {"generation", "training"},
+    {"export", "evaluation"},
+    {"serving"},
     {"cli"},
 ]
 
 
-def layer(file: Path) -> int:
-    name = str(file.relative_to("minigpt").with_suffix("")).removesuffix("/__init__")
-    return next(height for height, names in enumerate(LAYERS) if name in names)
+def level(file: Path) -> int:
+    return next(height for height, names in enumerate(LEVELS) if file.parts[1] in names)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] == "minigpt"], ids=str)
-def test_minigpt_imports_downwards_and_knows_no_pipeline(file):
+def test_minigpt_imports_go_one_way(file):
     names = imports(ROOT / file)
-    if file == Path("minigpt/cli.py"):  # where it resolves models:/ and runs:/
+    if file == Path("minigpt/cli/app.py"):  # where it resolves models:/ and runs:/
         names -= {"mlflow.artifacts"}
     assert not [name for name in names if name.split(".")[0] in ("mlflow", "dvc", "pipeline")]
     for name in names:
-        for other in module_files(name) - {
-            Path("minigpt/__init__.py"),
-            Path("minigpt/backends/__init__.py"),
-            file,
-        }:
-            assert layer(other) < layer(file), f"{file} imports {other}"
+        for other in module_files(name) - {Path("minigpt/__init__.py")}:
+            same = other.parent == file.parent
+            assert same or level(other) < level(file), f"{file} imports {other}"
 
 
 def test_only_the_tracking_files_know_mlflow():
@@ -62,15 +60,15 @@ def test_only_the_tracking_files_know_mlflow():
         if any(name.split(".")[0] == "mlflow" for name in imports(ROOT / file))
     ]
     assert knowing == [
-        "minigpt/cli.py",
-        "pipeline/content.py",
-        "pipeline/store.py",
-        "pipeline/text_model.py",
+        "minigpt/cli/app.py",
+        "pipeline/tracking/content.py",
+        "pipeline/tracking/store.py",
+        "pipeline/tracking/text_model.py",
     ]
 
 
 def test_model_py_touches_no_file_tokenizer_or_sampling():
-    names = {name.split(".")[0] for name in imports(ROOT / "minigpt/model.py")}
+    names = {name.split(".")[0] for name in imports(ROOT / "minigpt/model/model.py")}
     assert names == {"math", "torch", "typing"}
 
 
@@ -82,10 +80,10 @@ def test_nothing_unpickles():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_deps_of_a_stage_are_what_its_script_reaches(stage):
-    listed = [dep for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")]
+def test_deps_of_a_stage_are_the_packages_that_it_reaches(stage):
+    listed = [dep for dep in DVC["stages"][stage]["deps"] if dep.startswith(PACKAGES)]
     assert listed == sorted(listed)
-    assert set(map(Path, listed)) == reached(Path(f"pipeline/{stage}.py"))
+    assert set(map(Path, listed)) == reached_packages(stage)
 
 
 def keys_read(stage: str, root: Path = ROOT) -> set[str]:
@@ -97,7 +95,7 @@ def keys_read(stage: str, root: Path = ROOT) -> set[str]:
     }
     script = ast.unparse(trees[Path(f"pipeline/{stage}.py")])
     sections = set(re.findall(r"\b(?:params|load_params\(\))\.(\w+)", script))
-    del trees[Path("minigpt/config.py")]
+    del trees[Path("minigpt/common/config.py")]
     names = {
         f"{ast.unparse(node.value).split('.')[-1]}.{node.attr}"
         for tree in trees.values()
@@ -130,8 +128,8 @@ def test_params_of_a_stage_are_what_it_reads(stage):
     ("stage", "file", "read"),
     [
         ("evaluate", "pipeline/evaluate.py", "config.max_new_tokens"),
-        ("train", "minigpt/optim.py", "config.beta2"),
-        ("prepare", "minigpt/corpus.py", "self.config.deduplicate"),
+        ("train", "minigpt/training/optim.py", "config.beta2"),
+        ("prepare", "minigpt/corpus/corpus.py", "self.config.deduplicate"),
         ("export", "pipeline/export.py", "config.tolerance"),
     ],
 )
@@ -159,13 +157,11 @@ def test_every_section_of_params_has_a_stage():
 def test_an_import_inside_a_function_is_a_dependency(tmp_path):
     """The test of the test: one line in one function, and the deps are no longer exact."""
     copy(tmp_path)
-    optim = tmp_path / "minigpt/optim.py"
-    optim.write_text(
-        optim.read_text()
-        + "\n\ndef late():\n    from minigpt import sampling\n    return sampling\n"
-    )
-    more = reached(Path("pipeline/train.py"), tmp_path) - reached(Path("pipeline/train.py"))
-    assert more == {Path("minigpt/sampling.py")}
+    optim = tmp_path / "minigpt/training/optim.py"
+    late = "\n\ndef late():\n    from minigpt.generation import sampling\n    return sampling\n"
+    optim.write_text(optim.read_text() + late)
+    more = reached_packages("train", tmp_path) - reached_packages("train")
+    assert more == {Path("minigpt/generation")}
 
 
 def test_the_committed_lock_is_of_the_code_that_is_here():
@@ -174,11 +170,20 @@ def test_the_committed_lock_is_of_the_code_that_is_here():
     assert list(lock) == STAGES
     for stage in STAGES:
         for dep in lock[stage]["deps"]:
-            if not dep["path"].startswith(("data/vocab", "data/tokens", "models/", "pretrained")):
-                assert hashlib.md5((ROOT / dep["path"]).read_bytes()).hexdigest() == dep["md5"], (
-                    stage,
-                    dep["path"],
-                )
+            if dep["path"].startswith(PACKAGES):
+                assert dvc_md5(ROOT / dep["path"]) == dep["md5"], (stage, dep["path"])
+
+
+def dvc_md5(path: Path) -> str:
+    """Return the MD5 that DVC computes for a file or a folder."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    entries = [
+        {"md5": dvc_md5(file), "relpath": file.relative_to(path).as_posix()} for file in files
+    ]
+    entries.sort(key=lambda entry: entry["relpath"])
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def loaded_after(code: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 Speculative decoding (Leviathan et al., arXiv:2211.17192) reads several guessed tokens in one run of the
 model and keeps them as far as they are what it would have written: the text is the same, only sooner.
-Here a guess is made with the very noise that the model's own choice will use (see `minigpt.sampling`):
+Here a guess is made with the very noise that the model's own choice will use (see `minigpt.generation.sampling`):
 guess = argmax of (log p + temperature · g). Where the table and the model agree roughly, they choose
 alike even among many likely tokens.
 """

@@ -11,8 +11,8 @@ PyTorch's own exporter makes four times as many. Beside ONNX's own operators the
     MatMulNBits
         a product with a matrix of 8-bit integers
 
-The inputs, outputs and metadata of the graph are described in `minigpt/backends/onnx.py`. Shapes as
-in `minigpt/model.py`, and S = max_seq_len. The functions add the part of the model that they are named
+The inputs, outputs and metadata of the graph are described in `minigpt/generation/onnx_backend.py`. Shapes as
+in `minigpt/model/model.py`, and S = max_seq_len. The functions add the part of the model that they are named
 after; they take and return names of values in the graph.
 """
 

@@ -21,7 +21,7 @@ class Memory(Protocol):
 
 
 class Backend(Protocol):
-    """A model as `minigpt.inference` wants it; `torch.py` and `onnx.py` have one each."""
+    """A model as `minigpt.generation.engine` wants it; `torch.py` and `onnx.py` have one each."""
 
     tokenizer: Tokenizer
     max_seq_len: int

@@ -36,7 +36,7 @@ class Text:
         sample: its number among the texts of one seed.
         ids: <bos>, the prompt, and the tokens that have been written.
         logprobs: of the tokens that have been written, if asked for: in nats, as the model itself has it.
-        runs: of the model, that it took. guessed: tokens that were guessed on the way (see `minigpt/draft.py`).
+        runs: of the model, that it took. guessed: tokens that were guessed on the way (see `minigpt/data/ngram_table.py`).
         stopped: None as long as it goes on, then "eos", "length" or "stop".
     """
 

@@ -1,6 +1,6 @@
 """Generation with ONNX Runtime alone: one file, no PyTorch.
 
-The model file (written by `minigpt/graph.py`) has these inputs and outputs, the caches for each layer i,
+The model file (written by `minigpt/export/onnx_graph.py`) has these inputs and outputs, the caches for each layer i,
 with B texts, T new ids of each, V vocabulary, S = max_seq_len, H heads, E channels a head in the cache:
 
     input_ids         int64    (B, T)         B is 1 where T is more than 1
@@ -13,7 +13,7 @@ with B texts, T new ids of each, V vocabulary, S = max_seq_len, H heads, E chann
     present_value_i   float32  (B, H, S, E)   and then nothing is copied
 
 and in its metadata, under "minigpt", a JSON text with the "config", the "tokenizer", how "training" ended, and
-the "draft", a table of guesses (`minigpt/draft.py`).
+the "draft", a table of guesses (`minigpt/data/ngram_table.py`).
 `examples/generate.py` is a program that needs nothing else.
 """
 
@@ -34,7 +34,7 @@ KEPT = 8  # a binding is kept for reads of so many ids at most; longer ones are 
 
 
 class OnnxBackend:
-    """A model file as `minigpt.inference` wants it.
+    """A model file as `minigpt.generation.engine` wants it.
 
     Raises:
         UserError: no such file, or not one of MiniGPT's ONNX models, or one whose weights lie
@@ -68,7 +68,7 @@ class OnnxBackend:
 
 
 class OnnxMemory:
-    """See `minigpt.backends.Memory`. The caches stay where they are, and each run extends them there."""
+    """See `minigpt.generation.backend.Memory`. The caches stay where they are, and each run extends them there."""
 
     def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
         """`shape`: (B, H, S, E), B rows."""

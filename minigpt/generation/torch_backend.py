@@ -18,7 +18,7 @@ from minigpt.tokenizer import Tokenizer, tokenizer_from_dict
 
 
 class TorchBackend:
-    """A model and its tokenizer as `minigpt.inference` wants them."""
+    """A model and its tokenizer as `minigpt.generation.engine` wants them."""
 
     def __init__(
         self, model: MiniGPT, tokenizer: Tokenizer, metadata: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ def _bound(layer: nn.Module) -> Callable[..., Tensor]:
 
 
 class TorchMemory:
-    """See `minigpt.backends.Memory`."""
+    """See `minigpt.generation.backend.Memory`."""
 
     def __init__(self, model: MiniGPT, rows: int):
         self._model, self._cache = model, model.cache(rows)

@@ -25,7 +25,7 @@ class Tokenizer(ABC):
 
     Attributes:
         kind: "char" or "bpe".
-        normalization, lowercase: what `encode` does to a text first; see `minigpt.text.normalize`.
+        normalization, lowercase: what `encode` does to a text first; see `minigpt.tokenizer.normalization.normalize`.
         pieces: the text that each id stands for, "" for special tokens. Bytes that are only part of
             a character are lone surrogates in it (PEP 383).
     """

@@ -164,7 +164,7 @@ def _join_by_unk(parts: list[list[int]]) -> np.ndarray:
 
 
 def _byte_level_library(normalization: Normalization, lowercase: bool) -> "tokenizers.Tokenizer":
-    """The library's tokenizer without a vocabulary; it does to a text what `minigpt.text.normalize` does."""
+    """The library's tokenizer without a vocabulary; it does to a text what `minigpt.tokenizer.normalization.normalize` does."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     form = [] if normalization == "none" else [getattr(normalizers, normalization)()]

@@ -1,7 +1,7 @@
 """`make promote`: the exported model becomes the champion of MLflow's registry, if it is the better one.
 
-python -m pipeline.registry           the model that lies here
-python -m pipeline.registry faster    that of DVC's experiment "faster", or of a Git revision
+python -m pipeline.tools.promote           the model that lies here
+python -m pipeline.tools.promote faster    that of DVC's experiment "faster", or of a Git revision
 """
 
 import argparse
@@ -22,7 +22,7 @@ LOSS = "evaluation/loss"
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.registry", description="Promote a model to champion."
+        prog="python -m pipeline.tools.promote", description="Promote a model to champion."
     )
     parser.add_argument(
         "which", nargs="?", default="", help="an experiment of DVC's or a Git revision"

@@ -1,7 +1,7 @@
 """`make sweep`: a search for better parameters, in which each trial is an experiment of DVC's and a run of MLflow's.
 
-    python -m pipeline.sweep                                                   a small search, as below
-    python -m pipeline.sweep train.learning_rate=3e-4..1e-2 model.num_layers=2,4,6 --trials 20 --name deeper
+    python -m pipeline.tools.sweep                                                   a small search, as below
+    python -m pipeline.tools.sweep train.learning_rate=3e-4..1e-2 model.num_layers=2,4,6 --trials 20 --name deeper
 
 A range is searched by its logarithm; values with commas are tried as they are. Ctrl-C stops the search, and the
 same command goes on with it: the trials that are finished are kept, and one that was interrupted goes on. Where text,
@@ -38,7 +38,7 @@ Space = Mapping[str, optuna.distributions.BaseDistribution]
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.sweep", description="Search for better parameters."
+        prog="python -m pipeline.tools.sweep", description="Search for better parameters."
     )
     parser.add_argument("space", nargs="*", help=f"such as: {' '.join(SPACE)} (the default)")
     parser.add_argument(

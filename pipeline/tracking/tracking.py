@@ -5,7 +5,7 @@ MD5 of the model file it wrote (DVC's name for it), and evaluate and export find
 
 Tracking never stops the work, nor holds it up: a thread of its own talks to the store. Where that is absent,
 locked, full or slow, one warning says so, and what could not be told is tried again. What a server did not take
-by the end goes into the local store, and `python -m pipeline.tracking` sends it later. What no store took is in
+by the end goes into the local store, and `python -m pipeline.tools.sync` sends it later. What no store took is in
 Git and DVC all the same: that command makes from them the runs that are missing.
 """
 
@@ -21,14 +21,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from minigpt.common.config import Params
-from minigpt.common.errors import UserError
 from minigpt.common.files import file_digest
 from minigpt.data.token_files import Tokens
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.train import Row, Trainer
 from pipeline.common import paths
-from pipeline.common.stage import run_stage
 from pipeline.tracking import content, lineage, store
 from pipeline.tracking.store import client, mlflow
 
@@ -117,7 +115,7 @@ class Run:
             self._tell_local_store()
         if self._told < len(self._actions):
             log.warning(
-                "not all was tracked; later, `python -m pipeline.tracking` sends what is missing"
+                "not all was tracked; later, `python -m pipeline.tools.sync` sends what is missing"
             )
 
     def _tell_local_store(self) -> None:
@@ -131,7 +129,7 @@ class Run:
             if not self._tell_next():
                 return
         log.warning(
-            "the run is in the local store; later, `python -m pipeline.tracking` sends it to %s",
+            "the run is in the local store; later, `python -m pipeline.tools.sync` sends it to %s",
             server,
         )
 
@@ -336,23 +334,3 @@ def _ended_properly(run: Run) -> Iterator[None]:
         raise
     finally:
         run.end(status)
-
-
-def main() -> None:
-    """Send what the store lacks: runs that wait in the local one, the present model's, all that Git knows."""
-    from pipeline.tracking.sync import sync
-
-    try:
-        for line in sync():
-            log.info(line)
-    except UserError:
-        raise
-    except Exception as error:  # whatever is wrong with the store
-        message = (
-            f"the tracking store does not answer ({store.reason(error)}); mend it and try again"
-        )
-        raise UserError(message) from None
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -16,7 +16,7 @@ def promoted(tried: Project) -> Project:
     tried.run("git", "restore", ".")
     tried.run("dvc", "checkout")
     assert "minigpt version 1 is the champion" in tried.run(
-        sys.executable, "-m", "pipeline.registry"
+        sys.executable, "-m", "pipeline.tools.promote"
     )
     return tried
 
@@ -30,7 +30,7 @@ def champion(project: Project):
 def test_the_champion_is_the_exported_file_with_its_card(promoted, tmp_path):
     version = champion(promoted)
     assert "| perplexity |" in version.description
-    assert "champion already" in promoted.run(sys.executable, "-m", "pipeline.registry")
+    assert "champion already" in promoted.run(sys.executable, "-m", "pipeline.tools.promote")
     client = MlflowClient(f"sqlite:///{promoted.root}/mlruns/mlflow.db")
     model = client.get_logged_model(version.source.removeprefix("models:/"))
     (file,) = Path(model.artifact_location.removeprefix("file://")).rglob("*.onnx")
@@ -113,13 +113,13 @@ def test_mlflow_serves_the_champion(promoted):
 
 
 def test_a_model_without_a_run_is_not_promoted(project):
-    out = project.run(sys.executable, "-m", "pipeline.registry", code=1)
+    out = project.run(sys.executable, "-m", "pipeline.tools.promote", code=1)
     assert "the tracking store does not know this model; run `make sync`" in out
     assert "nobody: no experiment of DVC's and no Git revision" in project.run(
-        sys.executable, "-m", "pipeline.registry", "nobody", code=1
+        sys.executable, "-m", "pipeline.tools.promote", "nobody", code=1
     )
     assert "unrecognized arguments: two" in project.run(
-        sys.executable, "-m", "pipeline.registry", "one", "two", code=2
+        sys.executable, "-m", "pipeline.tools.promote", "one", "two", code=2
     )
 
 
@@ -132,13 +132,13 @@ def test_the_alias_moves_to_a_better_model_only(promoted):
     card = run.data.tags["mlflow.note.content"]
     client.set_tag(run.info.run_id, "mlflow.note.content", card + "x" * 5000)
     assert "minigpt version 2 is the champion" in promoted.run(
-        sys.executable, "-m", "pipeline.registry", "faster"
+        sys.executable, "-m", "pipeline.tools.promote", "faster"
     )
     assert (
         len(champion(promoted).description) == 5000
     )  # the most that the registry takes on PostgreSQL
     client.set_tag(run.info.run_id, "mlflow.note.content", card)
-    out = promoted.run(sys.executable, "-m", "pipeline.registry", "HEAD", code=1)
+    out = promoted.run(sys.executable, "-m", "pipeline.tools.promote", "HEAD", code=1)
     assert "not promoted: validation loss" in out
     assert champion(promoted).run_id != first.run_id
 
@@ -147,5 +147,5 @@ def test_another_validation_split_compares_with_nothing(promoted, full):
     if not full:
         pytest.skip("with --full only: it runs the whole pipeline")
     promoted.run("dvc", "exp", "run", "--name", "other", "-S", "data.path=data/raw/sentences.txt")
-    out = promoted.run(sys.executable, "-m", "pipeline.registry", code=1)
+    out = promoted.run(sys.executable, "-m", "pipeline.tools.promote", code=1)
     assert "not promoted: the champion was measured on another validation split" in out

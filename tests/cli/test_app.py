@@ -52,7 +52,7 @@ def cli(models):
     def run(
         *args: str, code: int = 0, stdin: str = "", cwd=models
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "minigpt.cli", *args]
+        command = [sys.executable, "-m", "minigpt.cli.app", *args]
         result = subprocess.run(
             command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=120
         )
@@ -164,7 +164,7 @@ def test_ctrl_c_leaves_what_was_written(models):
     command = [
         sys.executable,
         "-m",
-        "minigpt.cli",
+        "minigpt.cli.app",
         "generate",
         "-p",
         "The",
@@ -343,7 +343,7 @@ def test_chat_through_a_pipe(cli):
 
 def test_chat_at_a_terminal(models):
     terminal, side = pty.openpty()
-    command = [sys.executable, "-m", "minigpt.cli", "chat", "--temperature", "0"]
+    command = [sys.executable, "-m", "minigpt.cli.app", "chat", "--temperature", "0"]
     process = subprocess.Popen(command, cwd=models, stdin=side, stdout=side, stderr=side)
     try:
         read_until(terminal, b"> ")
@@ -393,7 +393,7 @@ def test_version_and_help(cli):
 def loaded_by_generating(folder) -> set[str]:
     """The packages that `generate --backend onnx` has loaded at its end."""
     code = (
-        "import sys\nfrom minigpt.cli import app\n"
+        "import sys\nfrom minigpt.cli.app import app\n"
         "app(['generate', '--backend', 'onnx', '--prompt', 'The', '--max-new-tokens', '5'], standalone_mode=False)\n"
         "print('\\n'.join(sys.modules))"
     )

@@ -87,8 +87,8 @@ def write(folder) -> CharTokenizer:
     documents = [Document("abc", "train"), Document("hé", "train"), Document("?c", "train")]
     with TokenWriter(folder, "train", 9) as train, TokenWriter(folder, "val", 9) as val:
         batch = encode_documents(documents, tokenizer)
-        train.add(batch)
-        val.add(batch)
+        train.add(batch.data[train.split], batch.counts(train.split))
+        val.add(batch.data[val.split], batch.counts(val.split))
         write_meta(folder, tokenizer, {"train": train.finish(), "val": val.finish()})
     return tokenizer
 
@@ -124,8 +124,8 @@ def test_however_it_is_batched_the_files_are_what_encode_gives(tmp_path_factory,
     with TokenWriter(folder, "train", 11) as train, TokenWriter(folder, "val", 11) as val:
         for batch in batches:
             encoded = encode_documents(batch, tokenizer)
-            train.add(encoded)
-            val.add(encoded)
+            train.add(encoded.data["train"], encoded.counts("train"))
+            val.add(encoded.data["val"], encoded.counts("val"))
         write_meta(folder, tokenizer, {"train": train.finish(), "val": val.finish()})
     tokens = Tokens(folder, tokenizer)
     for split in ("train", "val"):
@@ -140,7 +140,8 @@ def test_a_stream_is_one_document_of_many_pieces(tmp_path):
     tokenizer = CharTokenizer("abc")
     with TokenWriter(tmp_path, "train", 7) as writer:
         for text, begins in (("ab", True), ("c", False), ("a", False)):
-            writer.add(encode_documents([Document(text, "train", begins, ends=False)], tokenizer))
+            encoded = encode_documents([Document(text, "train", begins, ends=False)], tokenizer)
+            writer.add(encoded.data["train"], encoded.counts("train"))
         info = writer.finish()
     assert np.fromfile(tmp_path / "train.bin", np.uint8).tolist() == tokenizer.encode("abca")
     assert (info.documents, info.tokens) == (1, 6)

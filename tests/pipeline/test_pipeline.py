@@ -168,15 +168,15 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(project):
         return set(json.loads(project.run("dvc", "status", "--json")))
 
     assert would_run() == set()
-    for name in ("minigpt/cli.py", "pipeline/tracking.py", "minigpt/fetch.py"):
+    for name in ("minigpt/cli/app.py", "pipeline/tracking/tracking.py", "minigpt/corpus/fetch.py"):
         (project.root / name).write_text((project.root / name).read_text() + "\n# edited\n")
     assert would_run() == set()
-    (project.root / "minigpt/sampling.py").write_text(
-        (ROOT / "minigpt/sampling.py").read_text() + "\n# edited\n"
+    (project.root / "minigpt/generation/sampling.py").write_text(
+        (ROOT / "minigpt/generation/sampling.py").read_text() + "\n# edited\n"
     )
     assert would_run() == {"evaluate"}
-    (project.root / "minigpt/model.py").write_text(
-        (ROOT / "minigpt/model.py").read_text() + "\n# edited\n"
+    (project.root / "minigpt/model/model.py").write_text(
+        (ROOT / "minigpt/model/model.py").read_text() + "\n# edited\n"
     )
     assert would_run() == {"train", "evaluate", "export"}
 
@@ -203,13 +203,13 @@ def test_a_clone_that_retrains_the_same_bytes_tracks_the_committed_evaluation(pr
 
 
 def test_without_its_run_the_store_gets_a_restored_one(project):
-    project.run(sys.executable, "-m", "pipeline.tracking")
+    project.run(sys.executable, "-m", "pipeline.tools.sync")
     (run,) = runs(project)
     assert run.data.tags["restored"] == "true"
     assert {"val/loss", "evaluation/loss", "export/bytes"} <= set(run.data.metrics)
     store(project)[0].delete_tag(run.info.run_id, "onnx_model")
     project.run(
-        sys.executable, "-m", "pipeline.tracking"
+        sys.executable, "-m", "pipeline.tools.sync"
     )  # once more: it is there, and is completed
     (again,) = runs(project)
     assert "onnx_model" in again.data.tags
@@ -263,7 +263,7 @@ def test_what_the_store_lost_is_in_git(tried, tmp_path):
     project = tried.copy(tmp_path / "project")
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
-    out = project.run(sys.executable, "-m", "pipeline.tracking")
+    out = project.run(sys.executable, "-m", "pipeline.tools.sync")
     assert out.count("restored from commit") == 2
     client, _ = store(project)
     name = lambda run: run.info.run_name  # noqa: E731
@@ -286,10 +286,12 @@ def test_what_the_store_lost_is_in_git(tried, tmp_path):
         ]
         assert steps == [5, 10, 15, 20, 25, 30]
     assert "restored" not in project.run(
-        sys.executable, "-m", "pipeline.tracking"
+        sys.executable, "-m", "pipeline.tools.sync"
     )  # once more: all is there
     assert len(runs(project)) == 3
-    assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", "faster")
+    assert "is the champion" in project.run(
+        sys.executable, "-m", "pipeline.tools.promote", "faster"
+    )
     command = ["minigpt-cli", "generate", "--seed", "1", "--model"]
     champion = project.run(*command, "models:/minigpt@champion")
     project.run("dvc", "exp", "apply", "faster")
@@ -303,21 +305,23 @@ def test_an_exported_model_that_dvc_lost_too_has_to_be_made_again(tried, tmp_pat
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
     shutil.rmtree(project.root / ".dvc/cache/files")
-    project.run(sys.executable, "-m", "pipeline.tracking")
-    out = project.run(sys.executable, "-m", "pipeline.registry", "apart", code=1)
+    project.run(sys.executable, "-m", "pipeline.tools.sync")
+    out = project.run(sys.executable, "-m", "pipeline.tools.promote", "apart", code=1)
     assert "lacks its evaluation or its exported model" in out
     back, again, sync = re.findall("`(.*?)`", out)
     assert sync == "make sync"
     project.run(*back.split())
     project.run(*again.split())
-    project.run(sys.executable, "-m", "pipeline.tracking")
-    assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", "apart")
+    project.run(sys.executable, "-m", "pipeline.tools.sync")
+    assert "is the champion" in project.run(sys.executable, "-m", "pipeline.tools.promote", "apart")
 
 
 def test_an_evaluation_tells_what_it_used_though_a_figure_cannot_be_drawn(project):
     project.edit("params.yaml", "temperature: 0.8", "temperature: 0.5")
     project.edit(
-        "pipeline/figures.py", "    table = table.head(20)", "    raise ValueError('a bug')  #"
+        "pipeline/tracking/figures.py",
+        "    table = table.head(20)",
+        "    raise ValueError('a bug')  #",
     )
     out = project.run(sys.executable, "-m", "pipeline.evaluate")
     assert out.count("mistakes.png: not drawn (a bug)") == 1
@@ -450,7 +454,7 @@ def test_without_a_compiler_compile_says_so(project, tmp_path, full):
 
 def test_a_crashed_training_reads_failed(project):
     project.edit(
-        "minigpt/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n"
+        "minigpt/model/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n"
     )
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)
     assert "RuntimeError: a bug" in out
@@ -505,7 +509,7 @@ def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
     assert "Traceback" not in out
     assert hashes(project, "train") == hashes(reproduced, "train")
     assert not (project.root / "reports/model_card.md").exists()  # rather than an earlier model's
-    out = project.run(sys.executable, "-m", "pipeline.tracking", code=1)
+    out = project.run(sys.executable, "-m", "pipeline.tools.sync", code=1)
     assert "the tracking store does not answer" in out
     assert "Traceback" not in out
 
@@ -521,7 +525,7 @@ def test_a_locked_store_costs_a_warning_and_the_run_is_sent_later(project, repro
     assert "Traceback" not in out
     assert hashes(project, "train") == hashes(reproduced, "train")
     assert not runs(project)
-    project.run(sys.executable, "-m", "pipeline.tracking")
+    project.run(sys.executable, "-m", "pipeline.tools.sync")
     (run,) = runs(project)
     client, _ = store(project)
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")] == [
@@ -544,7 +548,7 @@ def test_an_interrupted_training_is_told_when_it_goes_on(project):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "not all was tracked; `dvc repro` goes on, and tells it then" in err
-    assert "pipeline.tracking" not in err
+    assert "pipeline.tools.sync" not in err
     assert "Traceback" not in err
 
 
@@ -558,7 +562,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(project, script):
 
 
 def test_three_processes_open_a_new_store_at_once(project):
-    code = "from pipeline.store import mlflow; mlflow().MlflowClient().search_experiments()"
+    code = (
+        "from pipeline.tracking.store import mlflow; mlflow().MlflowClient().search_experiments()"
+    )
     processes = [project.start(sys.executable, "-c", code) for _ in range(3)]
     for process in processes:
         _, err = process.communicate(timeout=300)
@@ -570,7 +576,7 @@ def test_three_processes_open_a_new_store_at_once(project):
 
 
 def test_the_summary_ends_make_repro(reproduced):
-    out = reproduced.run(sys.executable, "-m", "pipeline.summary")
+    out = reproduced.run(sys.executable, "-m", "pipeline.tools.summary")
     for word in (
         "validation loss",
         "perplexity",

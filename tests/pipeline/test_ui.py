@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt i
 def page(tried: Project, tmp_path_factory):
     """A function: what the page at a path of the UI shows, as text."""
     for experiment in ("HEAD", "faster"):  # one of them is the champion in the end
-        tried.start(sys.executable, "-m", "pipeline.registry", experiment).communicate()
+        tried.start(sys.executable, "-m", "pipeline.tools.promote", experiment).communicate()
     folder = tmp_path_factory.mktemp("browser")
     port = free_port()
 
@@ -40,7 +40,7 @@ def page(tried: Project, tmp_path_factory):
         dom = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", dom, flags=re.DOTALL)
         return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", dom)).split())
 
-    with server(tried, sys.executable, "-m", "pipeline.ui", PORT=port):
+    with server(tried, sys.executable, "-m", "pipeline.tools.ui", PORT=port):
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
         yield visible
 

@@ -161,19 +161,19 @@ def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins,
     assert waiting.data.tags["unsent_to"] == gate.url
 
     gate.trouble = "none"
-    out = project.run(sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url)
+    out = project.run(sys.executable, "-m", "pipeline.tools.sync", MLFLOW_TRACKING_URI=gate.url)
     assert f"sent: seed={seed}" in out
     (run,) = runs(gate.target, seed)  # the one that was begun there went on
     check_whole(gate.target, run)
     assert "unsent_to" not in runs(local, seed)[0].data.tags
     assert "sent" not in project.run(
-        sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url
+        sys.executable, "-m", "pipeline.tools.sync", MLFLOW_TRACKING_URI=gate.url
     )
     assert len(runs(gate.target, seed)) == 1
 
 
 def test_the_page_of_a_server_that_runs_is_only_named(project, mlflow_server):
-    out = project.run(sys.executable, "-m", "pipeline.ui", MLFLOW_TRACKING_URI=mlflow_server)
+    out = project.run(sys.executable, "-m", "pipeline.tools.ui", MLFLOW_TRACKING_URI=mlflow_server)
     assert out.startswith(f"{mlflow_server}/#/experiments/")
     assert out.count("\n") == 1
 
@@ -188,7 +188,7 @@ def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
     assert len(runs(f"sqlite:///{project.root}/mlruns/mlflow.db", 6)) == 1
 
     gate.trouble = "none"
-    project.run(sys.executable, "-m", "pipeline.tracking", MLFLOW_TRACKING_URI=gate.url)
+    project.run(sys.executable, "-m", "pipeline.tools.sync", MLFLOW_TRACKING_URI=gate.url)
     (run,) = runs(gate.target, 6)
     check_whole(gate.target, run)
     assert {"evaluation/loss", "export/bytes"} <= run.data.metrics.keys()
@@ -196,7 +196,7 @@ def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
         file.path for file in MlflowClient(gate.target).list_artifacts(run.info.run_id, "figures")
     }
     assert {"figures/loss.png", "figures/attention.png", "figures/mistakes.png"} <= figures
-    out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=gate.url)
+    out = project.run(sys.executable, "-m", "pipeline.tools.promote", MLFLOW_TRACKING_URI=gate.url)
     assert "is the champion" in out
 
 
@@ -281,7 +281,7 @@ def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path, f
         )  # a card that no column holds
         for stage in ("evaluate", "export"):
             project.run(sys.executable, "-m", f"pipeline.{stage}", MLFLOW_TRACKING_URI=url)
-        out = project.run(sys.executable, "-m", "pipeline.registry", MLFLOW_TRACKING_URI=url)
+        out = project.run(sys.executable, "-m", "pipeline.tools.promote", MLFLOW_TRACKING_URI=url)
         assert re.search("minigpt version 1 is the champion", out)
         command = ["minigpt-cli", "generate", "--prompt", "The "]
         tracked = project.run(

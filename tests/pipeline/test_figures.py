@@ -19,7 +19,7 @@ def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
     used = []
     slow = figures.attention_weights
     monkeypatch.setattr(
-        "minigpt.model.attention_weights", lambda *args: used.append(slow(*args)) or used[-1]
+        "minigpt.model.model.attention_weights", lambda *args: used.append(slow(*args)) or used[-1]
     )
     for block in model.blocks:
         monkeypatch.setattr(block.attention, "fast", False)

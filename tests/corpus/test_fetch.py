@@ -322,7 +322,7 @@ def test_the_python_docs_need_no_network(tmp_path):
 
 
 def test_only_this_command_loads_what_it_needs():
-    code = "import sys, minigpt.cli; print([name for name in ('requests', 'rich') if name in sys.modules])"
+    code = "import sys, minigpt.cli.app; print([name for name in ('requests', 'rich') if name in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

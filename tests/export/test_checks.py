@@ -236,7 +236,7 @@ def test_a_bpe_model_from_text_to_both_backends(tmp_path):
     }
     for writer in writers.values():
         with writer:
-            writer.add(batch)
+            writer.add(batch.data[writer.split], batch.counts(writer.split))
     write_meta(tmp_path, tokenizer, {split: writer.finish() for split, writer in writers.items()})
     tokens = Tokens(tmp_path, tokenizer)
     assert tokens.ids["train"].dtype == np.uint16

@@ -44,18 +44,18 @@ def test_any_other_text_is_refused_by_a_user_error(text):
     ],
 )
 def test_bad_arguments_are_one_line(project, arguments, message):
-    out = project.run(sys.executable, "-m", "pipeline.sweep", *arguments, code=1)
+    out = project.run(sys.executable, "-m", "pipeline.tools.sweep", *arguments, code=1)
     assert message in out
     assert "Traceback" not in out
 
 
 def test_a_search_whose_ground_has_changed_needs_another_name(project):
-    command = [sys.executable, "-m", "pipeline.sweep", "model.num_heads=3,5", "--trials", "1"]
+    command = [sys.executable, "-m", "pipeline.tools.sweep", "model.num_heads=3,5", "--trials", "1"]
     assert "sweep-0: failed, as is said above" in project.run(*command, code=1)
     project.edit("params.yaml", "max_steps: 30", "max_steps: 31")
     with (project.root / "data/raw/tales.txt").open("a") as text:
         text.write("\n\nThe end.\n")
-    with (project.root / "minigpt/model.py").open("a") as code:
+    with (project.root / "minigpt/model/model.py").open("a") as code:
         code.write("# changed\n")
     out = project.run(*command, code=1)
     assert (
@@ -67,7 +67,7 @@ def test_a_search_whose_ground_has_changed_needs_another_name(project):
 def test_two_searches_of_one_name_are_refused(project):
     (project.root / ".minigpt/sweeps").mkdir(parents=True)
     with FileLock(project.root / ".minigpt/sweeps/sweep.lock"):
-        out = project.run(sys.executable, "-m", "pipeline.sweep", code=1)
+        out = project.run(sys.executable, "-m", "pipeline.tools.sweep", code=1)
     assert out == "--name: another process is at the search 'sweep'; choose another name\n"
 
 
@@ -79,7 +79,7 @@ def test_a_search_stops_goes_on_and_names_the_best(project, full):
     command = [
         sys.executable,
         "-m",
-        "pipeline.sweep",
+        "pipeline.tools.sweep",
         "train.learning_rate=1e-4..1e-2",
         "--trials",
         "2",
@@ -106,7 +106,7 @@ def test_a_search_stops_goes_on_and_names_the_best(project, full):
     runs = client.search_runs([client.get_experiment_by_name("minigpt").experiment_id])
     assert len(runs) == 2  # the interrupted one went on
     assert {"sweep-1", "sweep-2"} == {run.data.tags["dvc_experiment"] for run in runs}
-    assert "is the champion" in project.run(sys.executable, "-m", "pipeline.registry", best)
+    assert "is the champion" in project.run(sys.executable, "-m", "pipeline.tools.promote", best)
     assert project.run(*command).count("best:") == 1  # nothing to do
     out = project.run(*command, "model.num_layers=1,2", code=1)
     assert "was begun with another space" in out
