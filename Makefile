@@ -2,9 +2,10 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 READY := .venv/.ready
+PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-full lint ui sweep promote sync bench docs
+.PHONY: help setup repro test test-slow test-all test-full lint ui sweep promote sync bench docs
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -22,11 +23,17 @@ repro: setup $(RECIPE:%=recipes/%) ## run the pipeline: text in, model out; RECI
 	$(if $(RECIPE),dvc exp run $(addprefix -S ,$(shell cat recipes/$(RECIPE))),dvc repro)
 	python -m pipeline.tools.summary
 
-test: setup ## run the tests
-	python -m pytest --numprocesses auto --dist worksteal
+test: setup ## run the fast tests, in about 4 minutes on two cores
+	python -m pytest $(PARALLEL)
 
-test-full: setup ## run the tests, the costly ones at full count
-	python -m pytest --numprocesses auto --dist worksteal --full
+test-slow: setup ## run only the tests that `make test` leaves out, at reduced count
+	python -m pytest $(PARALLEL) --all -m slow
+
+test-all: setup ## run all tests, the costly ones at reduced count
+	python -m pytest $(PARALLEL) --all
+
+test-full: setup ## run all tests at full count, in about 25 minutes
+	python -m pytest $(PARALLEL) --full
 
 lint: setup ## check style and types
 	ruff check . && ruff format --check . && mypy

@@ -29,6 +29,7 @@ from minigpt.tokenizer import CharTokenizer
 from minigpt.training.train import Trainer
 
 ROOT = Path(__file__).parent.parent
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
 SENTENCES = ROOT / "data/raw/sentences.txt"
 
 # what was started in the background ignores Ctrl-C, and so would all that it starts
@@ -37,8 +38,41 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="run the costly tests at full count")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--full", action="store_true", help="run every test, each at its full count")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests whose marker asks for an option that was not given."""
+    full = config.getoption("--full")
+    missing = {"slow": not (full or config.getoption("--all")), "full": not full}
+    excluded = {name: [] for name in missing}
+    for item in items:
+        if "tried" in getattr(item, "fixturenames", ()):  # this fixture trains three models
+            item.add_marker(pytest.mark.slow)
+        for name in missing:
+            if missing[name] and item.get_closest_marker(name):
+                excluded[name].append(item)
+                break
+    left_out = set().union(*excluded.values())
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
+    config.stash[LEFT_OUT] = {name: len(tests) for name, tests in excluded.items()}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print in one line which tests were left out, and why."""
+    counts = config.stash.get(LEFT_OUT, {})
+    reasons = {
+        "slow": "slow tests (make test-all runs them)",
+        "full": "tests that take minutes each (make test-full runs them)",
+    }
+    parts = [f"{counts[name]} {text}" for name, text in reasons.items() if counts.get(name)]
+    if parts:
+        terminalreporter.write_line(f"not run: {', '.join(parts)}")
 
 
 @pytest.fixture(scope="session")

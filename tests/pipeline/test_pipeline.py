@@ -181,6 +181,7 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(project):
     assert would_run() == {"train", "evaluate", "export"}
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_and_the_run_keeps_its_evaluation(project, reproduced):
     project.run("dvc", "repro", "--force", "--single-item", "train")
     project.run("dvc", "repro", "--force", "--single-item", "evaluate")
@@ -259,6 +260,7 @@ def test_going_back_to_a_model_goes_back_to_its_run(tried):
     assert hashlib.sha256(model).hexdigest() in (tried.root / "reports/model_card.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_the_store_lost_is_in_git(tried, tmp_path):
     project = tried.copy(tmp_path / "project")
     project.run("git", "restore", ".")
@@ -298,9 +300,8 @@ def test_what_the_store_lost_is_in_git(tried, tmp_path):
     assert project.run(*command, "models/minigpt.onnx") == champion
 
 
-def test_an_exported_model_that_dvc_lost_too_has_to_be_made_again(tried, tmp_path, full):
-    if not full:
-        pytest.skip("with --full only: it trains again")
+@pytest.mark.full
+def test_an_exported_model_that_dvc_lost_too_has_to_be_made_again(tried, tmp_path):
     project = tried.copy(tmp_path / "project")
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
@@ -331,6 +332,7 @@ def test_an_evaluation_tells_what_it_used_though_a_figure_cannot_be_drawn(projec
     assert "| evaluate.temperature | 0.5 |" in (project.root / "reports/model_card.md").read_text()
 
 
+@pytest.mark.slow
 def test_another_clone_pulls_the_model_and_has_its_run(project, tmp_path):
     project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
     project.commit()
@@ -346,9 +348,8 @@ def test_another_clone_pulls_the_model_and_has_its_run(project, tmp_path):
     assert run.data.params["train.learning_rate"] == "0.003"
 
 
-def test_a_queue_of_two_workers(project, full):
-    if not full:
-        pytest.skip("with --full only: it starts DVC's workers")
+@pytest.mark.full
+def test_a_queue_of_two_workers(project):
     for seed in ("1", "2", "3"):
         project.run(
             "dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"train.seed={seed}"
@@ -368,6 +369,7 @@ def test_a_queue_of_two_workers(project, full):
     assert {"seed-1", "seed-2", "seed-3"} <= set(table["Experiment"])
 
 
+@pytest.mark.slow
 def test_a_corpus_that_holds_nothing_out_says_so(project):
     out = project.run(
         "dvc", "exp", "run", "-S", "data.path=data/raw/sentences.txt", "-S", "train.layout=padded"
@@ -378,6 +380,7 @@ def test_a_corpus_that_holds_nothing_out_says_so(project):
     assert len(vocab["characters"]) == 36
 
 
+@pytest.mark.slow
 def test_subwords_are_one_switch(project):
     project.run("dvc", "exp", "run", "-S", "tokenizer.type=bpe", "-S", "tokenizer.vocab_size=300")
     assert (
@@ -442,9 +445,8 @@ def test_a_python_without_the_packages_says_so(project, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_without_a_compiler_compile_says_so(project, tmp_path, full):
-    if not full:
-        pytest.skip("it loads all of PyTorch's compiler: with --full")
+@pytest.mark.full
+def test_without_a_compiler_compile_says_so(project, tmp_path):
     project.edit("params.yaml", "compile: false", "compile: true")
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "CXX": "/nowhere/g++"}
     out = project.run(sys.executable, "-m", "pipeline.train", code=1, **caches)
@@ -464,6 +466,7 @@ def test_a_crashed_training_reads_failed(project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 600")
     project.edit("params.yaml", "eval_interval: 15", "eval_interval: 200")
@@ -501,6 +504,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
     assert [row[0] for row in json.loads(Path(samples).read_text())["data"]] == [200, 400, 600]
 
 
+@pytest.mark.slow
 def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
     (project.root / "mlruns").mkdir()
     (project.root / "mlruns/mlflow.db").write_bytes(b"this is no database" * 100)

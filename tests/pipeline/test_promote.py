@@ -143,9 +143,8 @@ def test_the_alias_moves_to_a_better_model_only(promoted):
     assert champion(promoted).run_id != first.run_id
 
 
-def test_another_validation_split_compares_with_nothing(promoted, full):
-    if not full:
-        pytest.skip("with --full only: it runs the whole pipeline")
+@pytest.mark.full
+def test_another_validation_split_compares_with_nothing(promoted):
     promoted.run("dvc", "exp", "run", "--name", "other", "-S", "data.path=data/raw/sentences.txt")
     out = promoted.run(sys.executable, "-m", "pipeline.tools.promote", code=1)
     assert "not promoted: the champion was measured on another validation split" in out

@@ -34,6 +34,7 @@ def test_classic_is_the_default_and_undoes_fast():
         assert params[section][name] == yaml.load(value)
 
 
+@pytest.mark.slow
 def test_the_fast_recipe_goes_the_whole_way(project):
     overrides = [
         *(ROOT / "recipes/fast").read_text().split(),

@@ -45,6 +45,7 @@ def test_a_change_in_any_file_of_a_folder_is_seen(project):
     assert {"build_vocab", "prepare"} <= set(json.loads(project.run("dvc", "status", "--json")))
 
 
+@pytest.mark.slow
 def test_own_text_added_to_dvc_reaches_the_workspace_of_a_queued_experiment(project):
     text = "text\n" + "\n".join(f'"A line of text, number {number}."' for number in range(300))
     (project.root / "data/raw/mine.csv.gz").write_bytes(gzip.compress(text.encode()))
@@ -59,6 +60,7 @@ def test_own_text_added_to_dvc_reaches_the_workspace_of_a_queued_experiment(proj
     ]  # only what succeeded is in it
 
 
+@pytest.mark.slow
 def test_equal_documents_short_ones_and_long_ones(project):
     long = " ".join(f"word{number}" for number in range(2000))  # far beyond the context
     (project.root / "mine.txt").write_text(
@@ -91,6 +93,7 @@ def test_one_document_that_would_all_be_held_out_is_refused(project):
     assert out.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_odd_text_comes_through_the_whole_way(project):
     odd = [
         "שלום עולם, מה שלומך",

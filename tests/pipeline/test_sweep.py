@@ -49,6 +49,7 @@ def test_bad_arguments_are_one_line(project, arguments, message):
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_search_whose_ground_has_changed_needs_another_name(project):
     command = [sys.executable, "-m", "pipeline.tools.sweep", "model.num_heads=3,5", "--trials", "1"]
     assert "sweep-0: failed, as is said above" in project.run(*command, code=1)
@@ -71,9 +72,8 @@ def test_two_searches_of_one_name_are_refused(project):
     assert out == "--name: another process is at the search 'sweep'; choose another name\n"
 
 
-def test_a_search_stops_goes_on_and_names_the_best(project, full):
-    if not full:
-        pytest.skip("with --full only: it trains three models")
+@pytest.mark.full
+def test_a_search_stops_goes_on_and_names_the_best(project):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     project.commit()
     command = [

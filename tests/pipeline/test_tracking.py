@@ -139,17 +139,16 @@ def check_whole(uri: str, run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "trouble", "begins", "costly"),
+    ("seed", "trouble", "begins"),
     [
-        (1, "away", "", True),
-        (2, "500", "log-batch", False),
-        (3, "500", "", True),
-        (4, "away", "runs/update", True),
+        pytest.param(1, "away", "", marks=pytest.mark.full),
+        (2, "500", "log-batch"),
+        pytest.param(3, "500", "", marks=pytest.mark.full),
+        pytest.param(4, "away", "runs/update", marks=pytest.mark.full),
     ],
 )
-def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins, costly, full):
-    if costly and not full:
-        pytest.skip("with --full only")
+@pytest.mark.slow
+def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins):
     train_with_seed(project, seed)
     gate.trouble, gate.begins = trouble, begins
     out = project.run(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=gate.url)
@@ -178,9 +177,8 @@ def test_the_page_of_a_server_that_runs_is_only_named(project, mlflow_server):
     assert out.count("\n") == 1
 
 
-def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
-    if not full:
-        pytest.skip("with --full only")
+@pytest.mark.full
+def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate):
     train_with_seed(project, 6)
     gate.trouble = "away"
     for stage in ("train", "evaluate", "export"):
@@ -200,9 +198,8 @@ def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate, full):
     assert "is the champion" in out
 
 
-def test_a_slow_server_gets_all(project, gate, full):
-    if not full:
-        pytest.skip("with --full only")
+@pytest.mark.full
+def test_a_slow_server_gets_all(project, gate):
     train_with_seed(project, 5)
     gate.trouble = "slow"
     out = project.run(sys.executable, "-m", "pipeline.train", MLFLOW_TRACKING_URI=gate.url)
@@ -250,9 +247,8 @@ def _program(name: str) -> str:
     return shutil.which(name, path=os.pathsep.join(folders)) or ""
 
 
-def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path, full):
-    if not full:
-        pytest.skip("with --full only: it starts two servers and three trainings")
+@pytest.mark.full
+def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path):
     if not _program("initdb"):
         pytest.skip("needs PostgreSQL: apt install postgresql")
     pytest.importorskip("psycopg", reason="needs psycopg: pip install 'psycopg[binary]'")

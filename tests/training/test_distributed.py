@@ -25,6 +25,7 @@ def curves(project: Project) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(two):
     two.edit(
         "params.yaml", "layout: packed", "layout: padded"
@@ -48,6 +49,7 @@ def workers(pid: int) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
     two.edit("params.yaml", "max_steps: 30", "max_steps: 200")
     two.run(*TRAIN)

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+import pytest
 from conftest import Project, states, wait_for
 from filelock import FileLock
 
@@ -18,6 +19,7 @@ def steps_saved(project: Project) -> int:
     return max((int(file.stem.removeprefix("step-")) for file in states(project)), default=0)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_in_the_same_bytes(project, full):
     kills = 50 if full else 5
     project.edit("params.yaml", "max_steps: 30", f"max_steps: {200 * kills}")
@@ -56,6 +58,7 @@ def test_a_file_in_the_place_of_the_states_is_named(project):
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_training_starts_afresh(
     project,
 ):

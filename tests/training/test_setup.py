@@ -51,6 +51,7 @@ def test_subwords_must_be_the_same():
         adapt_vocabulary(weights, one, other)
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_starts_from_a_model(project):
     shutil.copy(
         project.root / "models/minigpt.safetensors", project.root / "pretrained/tales.safetensors"

@@ -139,9 +139,8 @@ def test_pieces_of_a_batch_add_up_to_it(ids, layout):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of itself
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-def test_compiled_steps_compute_the_same(ids, full):
-    if not full:
-        pytest.skip("half a minute of compilation: with --full")
+@pytest.mark.full
+def test_compiled_steps_compute_the_same(ids):
     losses = []
     for compiled in (False, True):
         run = trainer(
