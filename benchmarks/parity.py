@@ -26,7 +26,7 @@ def gap(
 ) -> float:
     """Between two candidates for the token after `ids`."""
     window = np.array(ids[window_start(len(ids), backend.max_seq_len) :])
-    logits = backend.memory(1).read(0, window, 0)[-1]
+    logits = backend.new_cache(1).prefill(0, window, 0)[-1]
     scores = (
         logits / sampling.temperature + gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]
     )

@@ -61,9 +61,9 @@ def token_losses(backend: Backend, ids: np.ndarray) -> np.ndarray:
     starts = np.array(
         [window_start(position, backend.max_seq_len) for position in range(1, len(ids))]
     )
-    memory, losses = backend.memory(1), []
+    memory, losses = backend.new_cache(1), []
     for start in np.unique(starts):
         predicted = positions[starts == start]
-        logits = memory.read(0, ids[start : predicted[-1]], 0)[predicted[0] - 1 - start :]
+        logits = memory.prefill(0, ids[start : predicted[-1]], 0)[predicted[0] - 1 - start :]
         losses.append(-log_probabilities(logits, ids[predicted]))
     return np.concatenate(losses)

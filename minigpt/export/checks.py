@@ -20,24 +20,24 @@ def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> fl
     worst = 0.0
     for length in range(1, expected.max_seq_len + 1):
         rows = int(rng.integers(1, 5))
-        theirs, ours = expected.memory(rows), found.memory(rows)
+        theirs, ours = expected.new_cache(rows), found.new_cache(rows)
         lengths = np.concatenate(([length], rng.integers(1, length + 1, size=rows - 1)))
         texts = [rng.integers(V, size=length) for length in lengths]
-        wanted = [theirs.read(row, ids, 0) for row, ids in enumerate(texts)]
+        wanted = [theirs.prefill(row, ids, 0) for row, ids in enumerate(texts)]
         for row, ids in enumerate(texts):
-            worst = max(worst, _gap(ours.read(row, ids, 0), wanted[row]))
+            worst = max(worst, _gap(ours.prefill(row, ids, 0), wanted[row]))
             past = int(rng.integers(len(ids)))
-            worst = max(worst, _gap(ours.read(row, ids[past:], past), wanted[row][past:]))
+            worst = max(worst, _gap(ours.prefill(row, ids[past:], past), wanted[row][past:]))
         for memory in (theirs, ours):
-            stepped = memory.step(np.array([ids[-1] for ids in texts]), lengths - 1)
+            stepped = memory.decode(np.array([ids[-1] for ids in texts]), lengths - 1)
             worst = max(worst, _gap(stepped, np.stack([logits[-1] for logits in wanted])))
     return worst
 
 
 def logits_of(backend: Backend, input_ids: Tensor) -> Tensor:
     """As `MiniGPT.forward`: (B, T) → (B, T, V)."""
-    memory = backend.memory(1)
-    return torch.from_numpy(np.stack([memory.read(0, ids, 0) for ids in input_ids.numpy()]))
+    memory = backend.new_cache(1)
+    return torch.from_numpy(np.stack([memory.prefill(0, ids, 0) for ids in input_ids.numpy()]))
 
 
 def check_quality(bits: float, expected: float, most: float) -> None:

@@ -1,4 +1,4 @@
-"""The engines that turn ids into logits: PyTorch, and ONNX Runtime alone. Here is what they have in common."""
+"""Interface of the inference backends: PyTorch (`torch_backend`) and ONNX Runtime (`onnx_backend`)."""
 
 from typing import Protocol
 
@@ -8,27 +8,38 @@ from minigpt.data.ngram_table import Draft
 from minigpt.tokenizer import Tokenizer
 
 
-class Memory(Protocol):
-    """What a backend keeps of several texts, a row each: the keys and values of what it has read."""
+class KVCache(Protocol):
+    """Keys and values of a batch of sequences, one per row."""
 
-    def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
-        """Ids (T,) that follow the first `past` in `row` → logits (T, V); what was there beyond `past` is forgotten."""
+    def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
+        """Append `ids` (T,) to one row and return their logits (T, V).
+
+        The first `cached_length` positions of the row are kept; any beyond them are discarded.
+        """
         ...
 
-    def step(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
-        """As `read`, one id a row, all rows at once: ids (N,), past (N,) → logits (N, V)."""
+    def decode(self, ids: np.ndarray, cached_lengths: np.ndarray) -> np.ndarray:
+        """Append one id to every row: ids (B,), cached_lengths (B,) → logits (B, V)."""
         ...
 
 
 class Backend(Protocol):
-    """A model as `minigpt.generation.engine` wants it; `torch.py` and `onnx.py` have one each."""
+    """A model that `minigpt.generation` can run.
+
+    Attributes:
+        tokenizer: the tokenizer that the model was trained with.
+        max_seq_len: length of the context window, in tokens.
+        draft: the draft table, if the model file has one.
+        draft_length: number of draft tokens to verify in one forward pass.
+        max_batch_size: number of sequences to decode together.
+    """
 
     tokenizer: Tokenizer
     max_seq_len: int
-    draft: Draft | None  # what guesses the next tokens, where the model file has it
-    guesses: int  # how many to make before a run
-    rows: int  # how many texts to write together at most
+    draft: Draft | None
+    draft_length: int
+    max_batch_size: int
 
-    def memory(self, rows: int) -> Memory:
-        """A new one, for `rows` texts."""
+    def new_cache(self, batch_size: int) -> KVCache:
+        """Return an empty cache with `batch_size` rows."""
         ...

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.generation.backend import Backend, Memory
+from minigpt.generation.backend import Backend, KVCache
 from minigpt.generation.sampling import Noise, Sampling, log_probabilities, next_tokens
 from minigpt.tokenizer import EOS, PAD, Tokenizer
 
@@ -119,7 +119,7 @@ class Text:
 class _Row:
     """A row of a memory, and the text that is written there."""
 
-    def __init__(self, backend: Backend, memory: Memory, row: int, text: Text, sampling: Sampling):
+    def __init__(self, backend: Backend, memory: KVCache, row: int, text: Text, sampling: Sampling):
         self.memory, self.row, self.text, self.sampling = memory, row, text, sampling
         self.noise = Noise(sampling.seed, text.sample, backend.tokenizer.vocab_size)
         self._backend = backend
@@ -143,7 +143,7 @@ class _Row:
         Yields what each adds to the text.
         """
         text = self.text
-        logits = self.memory.read(self.row, np.array(unread + guesses), past)[len(unread) - 1 :]
+        logits = self.memory.prefill(self.row, np.array(unread + guesses), past)[len(unread) - 1 :]
         text.runs += 1
         text.guessed += len(guesses)
         noise = self.noise.rows(len(text.ids), len(logits))
@@ -176,8 +176,8 @@ def write(
     """
     sampling = sampling or Sampling()
     waiting = iter(texts)
-    rows = min(len(texts), backend.rows)
-    memory = backend.memory(rows)
+    rows = min(len(texts), backend.max_batch_size)
+    memory = backend.new_cache(rows)
     active: list[_Row] = []
     free = list(range(rows))
     while True:
@@ -190,7 +190,7 @@ def write(
             row = active[0]
             while not row.text.stopped:
                 unread, known = row.unread()
-                for piece in row.read(unread, known, row.guess(backend.guesses)):
+                for piece in row.read(unread, known, row.guess(backend.draft_length)):
                     yield row.text, piece
         else:
             yield from _turn(active, memory, rows)
@@ -198,7 +198,7 @@ def write(
         active = [row for row in active if not row.text.stopped]
 
 
-def _turn(active: list[_Row], memory: Memory, rows: int) -> Iterator[tuple[Text, str]]:
+def _turn(active: list[_Row], memory: KVCache, rows: int) -> Iterator[tuple[Text, str]]:
     """A token for each text: all that have one id unread together; others first catch up by themselves."""
     ids, past = (
         np.full(rows, PAD),
@@ -214,7 +214,7 @@ def _turn(active: list[_Row], memory: Memory, rows: int) -> Iterator[tuple[Text,
     active = [row for row in active if not row.text.stopped]
     if not active:
         return
-    logits = memory.step(ids, past)[[row.row for row in active]]
+    logits = memory.decode(ids, past)[[row.row for row in active]]
     noise = np.concatenate([row.noise.rows(len(row.text.ids), 1) for row in active])
     tokens = next_tokens(logits, noise, active[0].sampling, [row.text.ids for row in active])
     for row, token, own in zip(active, tokens, logits, strict=True):

@@ -52,9 +52,9 @@ class OnnxBackend:
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
             # as many as read in little more time than one: 8-bit products want small batches
-            self.guesses = 2 if "quantization" in self.metadata else 5
+            self.draft_length = 2 if "quantization" in self.metadata else 5
             # together they read the weights once; but beside small weights it is their caches that cost
-            self.rows = 6 if small else 16
+            self.max_batch_size = 6 if small else 16
             self.draft = Draft.of(self.metadata, self.tokenizer.vocab_size)
             _, self._heads, _, self._channels = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
@@ -62,13 +62,13 @@ class OnnxBackend:
                 f"{path}: an ONNX file, but not one that this version of MiniGPT exported"
             ) from None
 
-    def memory(self, rows: int) -> "OnnxMemory":
+    def new_cache(self, rows: int) -> "OnnxKVCache":
         shape = (rows, self._heads, self.max_seq_len, self._channels)
-        return OnnxMemory(self.session, shape)
+        return OnnxKVCache(self.session, shape)
 
 
-class OnnxMemory:
-    """See `minigpt.generation.backend.Memory`. The caches stay where they are, and each run extends them there."""
+class OnnxKVCache:
+    """See `minigpt.generation.backend.KVCache`. The caches stay where they are, and each run extends them there."""
 
     def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
         """`shape`: (B, H, S, E), B rows."""
@@ -85,10 +85,10 @@ class OnnxMemory:
         self._values: dict[int | None, dict[str, OrtValue]] = {}  # the caches of a row, or of all
         self._bindings: dict[tuple[int | None, int], _Binding] = {}
 
-    def read(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
+    def prefill(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
         return self._run(row, ids[None], np.arange(past, past + len(ids))[None])[0]
 
-    def step(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
+    def decode(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
         return self._run(None, ids[:, None], past[:, None])[:, 0]
 
     def _run(self, row: int | None, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:

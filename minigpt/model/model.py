@@ -2,7 +2,6 @@
 
 Shapes are given with these letters throughout the project:
     B batch, T time (positions), C = d_model (channels), H heads, D = C / H, V vocabulary.
-With a cache of keys and values a row has P positions already, and S = max_seq_len is the most.
 
 Sources: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762); normalisation before each
 sublayer as in Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2).
@@ -11,7 +10,6 @@ names its paper where it stands.
 """
 
 import math
-from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,20 +89,6 @@ class BigramEmbedding(nn.Module):
     def forward(self, input_ids: Tensor, previous_ids: Tensor) -> Tensor:
         """Ids and the one before each, both (B, T) → (B, T, C)."""
         return self.embedding((previous_ids * self.vocab_size + input_ids) % self.buckets)
-
-
-class Cache(NamedTuple):
-    """Keys and values of the positions that B texts have behind them, so that they need not be computed again.
-
-    Each text has a row of S places, one a position. What is in those from P on counts for nothing, if it is finite.
-    """
-
-    keys: Tensor  # (num_layers, B, S, H, D)
-    values: Tensor
-
-    def row(self, row: int) -> "Cache":
-        """That row alone, in the same memory."""
-        return Cache(self.keys[:, row : row + 1], self.values[:, row : row + 1])
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
@@ -276,30 +260,6 @@ class MiniGPT(nn.Module):
             x = block(x)
         return self.head(self.norm(x))
 
-    @torch.inference_mode()
-    def step(
-        self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor, cache: Cache
-    ) -> Tensor:
-        """As `forward`, for ids that go on where each row of `cache` ends; they are added to it.
-
-        Ids, the id before each, and their positions P … P+T-1, all (B, T); P may differ by row → logits (B, T, V).
-        """
-        x = self.embed(input_ids, previous_ids, positions)
-        rows = torch.arange(len(positions), device=x.device).unsqueeze(1)  # (B, 1)
-        end = int(positions.max()) + 1
-        mask = None
-        if positions.numel() > 1:  # a single position sees all before it
-            future = torch.arange(end, device=x.device) > positions.unsqueeze(2)  # (B, T, P+T)
-            mask = x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
-        blocks = cast(list[TransformerBlock], self.blocks)
-        for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
-            q, k, v = block.attention.project(block.norm1(x), positions)
-            keys[rows, positions], values[rows, positions] = k.transpose(1, 2), v.transpose(1, 2)
-            k, v = keys[:, :end].transpose(1, 2), values[:, :end].transpose(1, 2)  # (B, H, P+T, D)
-            x = x + block.attention.merge(F.scaled_dot_product_attention(q, k, v, mask))
-            x = x + block.feed_forward(block.norm2(x))
-        return self.head(self.norm(x))
-
     def embed(
         self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor | None = None
     ) -> Tensor:
@@ -310,9 +270,3 @@ class MiniGPT(nn.Module):
         if self.positional_encoding is not None:
             x = self.positional_encoding(x, positions)
         return x
-
-    def cache(self, rows: int) -> Cache:
-        """An empty one, for `rows` texts."""
-        embedding, H = next(self.parameters()), self.num_heads  # (V, C)
-        shape = len(self.blocks), rows, self.max_seq_len, H, embedding.shape[1] // H
-        return Cache(embedding.new_zeros(shape), embedding.new_zeros(shape))

@@ -19,7 +19,7 @@ from minigpt.evaluation.evaluate import predict, summarize
 from minigpt.export.checks import check_parity, check_quality, logits_of, max_logit_difference
 from minigpt.export.onnx_graph import to_onnx
 from minigpt.generation.engine import generate, generate_ids, window_start
-from minigpt.generation.onnx_backend import OnnxBackend, OnnxMemory
+from minigpt.generation.onnx_backend import OnnxBackend, OnnxKVCache
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.loss import mean_loss
@@ -86,12 +86,12 @@ def test_every_architecture_exports_and_writes_the_same_text(tokenizer, tmp_path
 
 
 def test_a_wrong_model_is_noticed(trained, exported, monkeypatch):
-    def slightly_off(memory, ids, past, step=OnnxMemory.step):
+    def slightly_off(memory, ids, past, step=OnnxKVCache.decode):
         logits = step(memory, ids, past)
         logits[-1, 7] += 1e-3
         return logits
 
-    monkeypatch.setattr(OnnxMemory, "step", slightly_off)
+    monkeypatch.setattr(OnnxKVCache, "decode", slightly_off)
     difference = max_logit_difference(trained, exported)
     assert difference == pytest.approx(1e-3, rel=0.05)
     with pytest.raises(
@@ -100,7 +100,7 @@ def test_a_wrong_model_is_noticed(trained, exported, monkeypatch):
         check_parity(difference, 1e-4)
 
     monkeypatch.setattr(
-        OnnxMemory, "step", lambda memory, ids, past: np.full((len(ids), 40), np.nan)
+        OnnxKVCache, "decode", lambda memory, ids, past: np.full((len(ids), 40), np.nan)
     )
     assert max_logit_difference(trained, exported) == float("inf")
 
@@ -161,7 +161,7 @@ def _gap_at_first_difference(backend, prompt, ours, theirs, sampling) -> float:
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     ids = backend.tokenizer.encode(prompt)[:-1] + ours[:at]
     window = np.array(ids[window_start(len(ids), backend.max_seq_len) :])
-    logits = backend.memory(1).read(0, window, 0)[-1]
+    logits = backend.new_cache(1).prefill(0, window, 0)[-1]
     if sampling.temperature:
         logits = (
             logits + sampling.temperature * gumbel_noise(sampling.seed, 0, len(ids), len(logits))[0]

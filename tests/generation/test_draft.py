@@ -129,9 +129,9 @@ def test_speculation_changes_nothing(speculating, monkeypatch, full):
     nonsense = Draft(rng.normal(size=(50, 40)), rng.integers(50, size=(50, 40)))
     runs: list[int] = []
     saved = []
-    memory = type(speculating.memory(1))
-    read = memory.read
-    monkeypatch.setattr(memory, "read", lambda *args: runs.append(1) or read(*args))
+    memory = type(speculating.new_cache(1))
+    read = memory.prefill
+    monkeypatch.setattr(memory, "prefill", lambda *args: runs.append(1) or read(*args))
     for seed in range(1000 if full else 30):
         sampling = Sampling(
             *([0.0, 0.8, 1.5][seed % 3], [50, 5][seed % 2], 1.0, 0.0, [1.0, 1.2][seed % 4 == 0]),

@@ -31,7 +31,7 @@ class Uncached:
         first = len(ids)
         while len(ids) < first + count and ids[-1:] != [EOS]:
             window = ids[window_start(len(ids), self.max_seq_len) :]
-            logits = self.backend.memory(1).read(0, np.array(window), 0)[-1]
+            logits = self.backend.new_cache(1).prefill(0, np.array(window), 0)[-1]
             noise = gumbel_noise(sampling.seed, sample, len(ids), self.tokenizer.vocab_size)
             ids += next_tokens(logits[None], noise, sampling, [ids])
         return ids[first:]
@@ -168,7 +168,7 @@ def test_a_stop_string_may_begin_within_a_subword_and_a_character():
     ids=str,
 )
 def test_texts_in_a_batch_are_what_each_is_alone(untrained, sampling, monkeypatch):
-    monkeypatch.setattr(untrained, "rows", 3)
+    monkeypatch.setattr(untrained, "max_batch_size", 3)
     prompts = [
         "",
         "the",
@@ -202,6 +202,6 @@ def test_log_probabilities_are_those_of_the_whole_text(untrained):
     text = Text(untrained.tokenizer, "the", max_new_tokens=9, logprobs=True)
     for _ in write(untrained, [text], sampling):
         pass
-    logits = torch.from_numpy(untrained.memory(1).read(0, np.array(text.ids[:-1]), 0))
+    logits = torch.from_numpy(untrained.new_cache(1).prefill(0, np.array(text.ids[:-1]), 0))
     expected = logits.log_softmax(-1)[torch.arange(3, 12), text.written]
     np.testing.assert_allclose(text.logprobs, expected, atol=1e-5)

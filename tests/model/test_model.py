@@ -1,5 +1,4 @@
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.model.model import (
-    Cache,
     MiniGPT,
     PositionalEncoding,
     RotaryEncoding,
@@ -64,7 +62,7 @@ def test_the_attention_formula_equals_pytorch_s(heads, length, seed):
 
 def test_the_fast_path_computes_the_same(model, ids):
     def both() -> list[torch.Tensor]:
-        return [model(ids), *read_in_pieces(model, ids, 5)]
+        return [model(ids)]
 
     fast = both()
     for block in model.blocks:
@@ -90,37 +88,6 @@ def test_no_logit_depends_on_a_later_token(model, ids):
         after = model(changed)
         torch.testing.assert_close(after[:, :t], logits[:, :t], rtol=0, atol=1e-6)
         assert (after[:, t] - logits[:, t]).abs().max() > 1e-3
-
-
-@given(st.integers(0, L - 1), st.integers(0, L - 1))
-def test_cached_logits_equal_uncached_ones(model, ids, first, second):
-    logits = torch.cat(read_in_pieces(model, ids, first, second), dim=1)
-    torch.testing.assert_close(logits, model(ids), rtol=1e-4, atol=1e-5)
-
-
-@given(st.lists(st.integers(0, L - 1), min_size=3, max_size=3))
-def test_rows_of_a_cache_may_differ_in_length(model, ids, lengths):
-    whole, cache = model(ids), model.cache(len(ids))
-    cache.keys.fill_(9), cache.values.fill_(9)  # as a text before may have left it
-    for row, length in enumerate(lengths):
-        if length:
-            read(model, ids[row : row + 1], 0, length, cache.row(row))
-    at = torch.tensor(lengths).unsqueeze(1)
-    previous = F.pad(ids, (1, 0)).gather(1, at)
-    logits = model.step(ids.gather(1, at), previous, at, cache)
-    torch.testing.assert_close(logits[:, 0], whole[torch.arange(3), lengths], rtol=1e-4, atol=1e-5)
-
-
-def read(model: MiniGPT, ids: torch.Tensor, start: int, end: int, cache: Cache) -> torch.Tensor:
-    """The logits of `ids` (B, T) at the positions from `start` to `end`, of which those before are in the cache."""
-    positions = torch.arange(start, end).expand(len(ids), -1)
-    return model.step(ids[:, start:end], F.pad(ids, (1, 0))[:, start:end], positions, cache)
-
-
-def read_in_pieces(model: MiniGPT, ids: torch.Tensor, *borders: int) -> list[torch.Tensor]:
-    cache = model.cache(len(ids))
-    pieces = pairwise(sorted({0, *borders, ids.shape[1]}))
-    return [read(model, ids, start, end, cache) for start, end in pieces]
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
