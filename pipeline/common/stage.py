@@ -1,17 +1,11 @@
 """Entry point shared by the stages: logging, signals and one-line errors."""
 
 import errno
-import importlib.util
 import logging
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-if not all(map(importlib.util.find_spec, ("filelock", "pandas", "pydantic", "ruamel", "torch"))):
-    sys.exit(
-        f"{sys.executable} lacks MiniGPT's packages; run `make setup`, then `source .venv/bin/activate` and try again"
-    )
 
 from minigpt.common.errors import UserError
 
