@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minigpt.common.config import load_params
 from minigpt.export.onnx_graph import to_onnx
 from minigpt.generation.backend import Backend
 from minigpt.generation.engine import Text, write
@@ -62,8 +63,9 @@ def minigpt(backend: Backend, guess: bool = True) -> Way:
 
 
 def minigpt_ways(size: str, trained: list[Path], folder: Path, threads: int) -> dict[str, Way]:
-    config = {"vocab_size": TOKENIZER.vocab_size, **SIZES[size]}
-    model = MiniGPT(**config).eval()
+    model_config = load_params().model.model_copy(update=SIZES[size])
+    model = MiniGPT(TOKENIZER.vocab_size, model_config).eval()
+    config = {"vocab_size": TOKENIZER.vocab_size, **model_config.model_dump()}
     ways = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER))}
     for kind in (None, "int8"):
         path = folder / f"{size}-{kind}.onnx"

@@ -35,7 +35,7 @@ def work() -> None:
             "log_interval": 10**9,
         }
         config = params.train.model_copy(update=changes)
-        model = MiniGPT(69, **params.model.model_dump())
+        model = MiniGPT(69, params.model)
         trainer = Trainer(
             model, Batches(ids, *sizes), Batches(ids[:500], *sizes), config, group=group
         )

@@ -69,7 +69,7 @@ def train(data, model_config: ModelConfig, config: TrainConfig) -> tuple[float, 
     """CPU seconds of training, validation loss and the model."""
     train_ids, val_ids, vocab_size = data
     torch.manual_seed(config.seed)
-    model = MiniGPT(vocab_size, **model_config.model_dump())
+    model = MiniGPT(vocab_size, model_config)
     batches = Batches(train_ids, "packed", config.batch_size, CONTEXT, config.seed)
     trainer = Trainer(model, batches, Batches(val_ids, "packed", 64, CONTEXT), config)
     began = time.process_time()
@@ -281,7 +281,7 @@ def train_for_minutes(data, args) -> None:
         "fast", **sizes, batch_size=16, eval_interval=args.long // 10, **schedule(args.long)
     )
     torch.manual_seed(config.seed)
-    model = MiniGPT(data[2], **model_config.model_dump())
+    model = MiniGPT(data[2], model_config)
     layout = ("packed", config.batch_size, model_config.max_seq_len)
     val_batches = Batches(data[1], "packed", 64, model_config.max_seq_len)
     trainer = Trainer(model, Batches(data[0], *layout, config.seed), val_batches, config)

@@ -91,7 +91,7 @@ def _trainer(
 ) -> Trainer:
     torch.manual_seed(params.train.seed)
     torch.use_deterministic_algorithms(True)
-    model = MiniGPT(tokenizer.vocab_size, **params.model.model_dump())
+    model = MiniGPT(tokenizer.vocab_size, params.model)
     if params.train.init_from is not None:
         _start_from(Path(params.train.init_from), model, params.model, tokenizer)
     layout = (params.train.layout, params.train.batch_size, params.model.max_seq_len)

@@ -20,12 +20,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from minigpt.common.config import DataConfig, TrainConfig
+from minigpt.common.config import DataConfig, ModelConfig, TrainConfig, load_params
 from minigpt.corpus.corpus import Corpus
 from minigpt.data.batches import Batches
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.model import MiniGPT
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tokenizer import CharTokenizer, Tokenizer
 from minigpt.training.train import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +101,21 @@ def unlike_at_first(model: MiniGPT) -> MiniGPT:
     return model.eval()
 
 
+def model_config(**changes: Any) -> ModelConfig:
+    """Return the section `model` of params.yaml with `changes`."""
+    return ModelConfig(**{**load_params(ROOT / "params.yaml").model.model_dump(), **changes})
+
+
+def build_model(vocab_size: int = 40, **changes: Any) -> MiniGPT:
+    return MiniGPT(vocab_size, model_config(**changes))
+
+
+def model_metadata(model: MiniGPT, tokenizer: Tokenizer, **others: Any) -> dict[str, Any]:
+    """Return the metadata of a model file that a backend needs, and `others`."""
+    config = {"vocab_size": tokenizer.vocab_size, **model.config.model_dump()}
+    return {"config": config, "tokenizer": tokenizer.to_dict(), **others}
+
+
 def train_config(**changes) -> TrainConfig:
     values = {
         "layout": "packed",
@@ -139,9 +154,8 @@ def trained(sentences, tokenizer) -> TorchBackend:
     """A model that knows the sentences corpus by heart; its context is 64 tokens."""
     ids = torch.tensor([token for text in sentences for token in tokenizer.encode(text)]).numpy()
     torch.manual_seed(0)
-    model = MiniGPT(
-        tokenizer.vocab_size, d_model=64, num_heads=4, num_layers=2, d_ff=256, max_seq_len=64
-    )
+    sizes = {"d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64}
+    model = build_model(tokenizer.vocab_size, **sizes)
     config = train_config(layout="padded", batch_size=16, max_steps=300, eval_interval=100)
     Trainer(model, Batches(ids, "padded", 16, 64), Batches(ids, "padded", 16, 64), config).run()
     return TorchBackend(model, tokenizer)

@@ -4,8 +4,9 @@ Loading checks the whole file before any work begins, so a typo in `export` fail
 already. params.yaml explains each knob; the types and ranges are here.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -159,6 +160,41 @@ class Params(Section):
     train: TrainConfig
     evaluate: EvaluateConfig
     export: ExportConfig
+
+
+# For model files, experiments and commits older than a key: the value that has the same effect.
+VALUE_BEFORE: dict[str, dict[str, Any]] = {
+    "data": {
+        "pattern": "*",
+        "format": "auto",
+        "text_column": "text",
+        "separator": "<|endoftext|>",
+        "deduplicate": False,
+        "normalization": "none",
+        "invalid_utf8": "error",
+    },
+    "tokenizer": {"type": "char", "vocab_size": 1024, "lowercase": False},
+    "model": {"positional": "sinusoidal", "qk_norm": False, "bigram_buckets": 0},
+    "train": {
+        "accumulation_steps": 1,
+        "max_epochs": None,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "decay_steps": 400,
+        "eval_batches": None,
+        "init_from": None,
+        "device": "auto",
+        "precision": "float32",
+        "compile": False,
+        "processes": 1,
+    },
+    "export": {"quantize": None, "max_quality_loss": 0.005},
+}
+
+
+def add_missing(sections: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Add to each of `sections` the keys that it lacks because it is older than they are."""
+    return {name: {**VALUE_BEFORE.get(name, {}), **values} for name, values in sections.items()}
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -27,7 +27,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from minigpt.model.model import NORM_EPS, FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
+from minigpt.model.model import FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
+from minigpt.model.variants import NORM_EPS
 
 OPSETS = {"": 23, "com.microsoft": 1}
 IR_VERSION = 10

@@ -1,13 +1,12 @@
-"""Weights and training state on disk: written atomically, verified when read, never unpickled.
+"""Model files and training states: written atomically, verified when read, never unpickled.
 
-Both are safetensors files. Beside its tensors a file holds one JSON text under the key "minigpt"
-(one key: several would be written in random order, and equal models must be equal files), and in it
-the SHA-256 of all the rest.
+Both are safetensors files. Beside the tensors, a file holds one JSON text under the key "minigpt",
+which includes the SHA-256 of everything else. There is a single key because several would be written
+in random order, and equal models must give equal files.
 """
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,32 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from minigpt.common.config import ModelConfig, add_missing
 from minigpt.common.errors import UserError
 from minigpt.common.files import atomic_write
+from minigpt.common.format_version import check_format_version
 from minigpt.model.model import MiniGPT
-
-log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
 
 class DamagedFileError(UserError):
-    """The file is no safetensors file of MiniGPT, or its content is not what was written."""
+    """Error for a file that MiniGPT did not write, or that has changed since."""
 
 
 def save(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
-    """Write `tensors` and `metadata` (anything JSON can say) to `path`, whole or not at all."""
+    """Write `tensors` and `metadata` (JSON types) to `path` atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**metadata, "sha256": _digest(tensors, metadata)})
     atomic_write(path, safetensors.torch.save(tensors, {"minigpt": text}))
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Read what `save` wrote.
+    """Read the tensors and the metadata of a file that `save` wrote.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: truncated, changed, or another kind of file.
+        DamagedFileError: the file is truncated, changed, or of another kind.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -58,20 +57,23 @@ def _digest(tensors: Tensors, metadata: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(metadata).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        # as bytes, so that a dtype NumPy does not know is hashed too
+        # viewed as bytes, because NumPy lacks some dtypes, such as bfloat16
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
-    """The model of a checkpoint, in evaluation mode, and the checkpoint's metadata.
+    """Return the model stored at `path`, in evaluation mode, and the file's metadata.
 
     Raises:
-        UserError: no such file, a damaged one, or one that holds something else.
+        UserError: the file is missing, damaged, too new, or holds no model.
     """
     try:
         tensors, metadata = load(path)
-        model = MiniGPT(**metadata["config"])
+        check_format_version(path, metadata)
+        config = add_missing({"model": metadata["config"]})["model"]
+        vocab_size = config.pop("vocab_size")
+        model = MiniGPT(vocab_size, ModelConfig(**config))
         model.load_state_dict(tensors)
     except FileNotFoundError:
         raise UserError(f"{path}: no such model; run `dvc repro` to train one") from None
@@ -79,6 +81,6 @@ def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
         raise UserError(f"{error}; run `dvc repro` to train it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (KeyError, TypeError, RuntimeError):
+    except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{path}: not a model of this version of MiniGPT") from None
     return model.eval(), metadata

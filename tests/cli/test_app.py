@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, build_model, model_metadata
 
 FOX = "The quick brown fox jumps over the lazy dog."
 
@@ -26,21 +26,13 @@ def models(trained, tokenizer, sentences, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("cli")
     ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
-    metadata = {
-        "format": 1,
-        "config": {
-            "vocab_size": 40,
-            "d_model": 64,
-            "num_heads": 4,
-            "num_layers": 2,
-            "d_ff": 256,
-            "max_seq_len": 64,
-        },
-        "parameters": 123,
-        "tokenizer": tokenizer.to_dict(),
-        "draft": build_draft(ids, 40).to_text(),
-        "training": {"val/loss": 0.25},
-    }
+    metadata = model_metadata(
+        trained.model,
+        tokenizer,
+        parameters=123,
+        draft=build_draft(ids, 40).to_text(),
+        training={"val/loss": 0.25},
+    )
     (folder / "models").mkdir()
     (folder / "models/minigpt.onnx").write_bytes(to_onnx(trained.model, metadata))
     save(folder / "models/minigpt.safetensors", trained.model.state_dict(), metadata)
@@ -426,21 +418,13 @@ def bpe_models(tmp_path_factory):
 
     from minigpt.export.onnx_graph import to_onnx
     from minigpt.model.checkpoint import save
-    from minigpt.model.model import MiniGPT
     from minigpt.tokenizer import BPETokenizer
 
     folder = tmp_path_factory.mktemp("bpe")
-    config = {
-        "vocab_size": 260,
-        "d_model": 16,
-        "num_heads": 2,
-        "num_layers": 1,
-        "d_ff": 32,
-        "max_seq_len": 32,
-    }
-    metadata = {"config": config, "tokenizer": BPETokenizer(normalization="NFC").to_dict()}
+    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "max_seq_len": 32}
     torch.manual_seed(0)
-    model = MiniGPT(**config).eval()
+    model = build_model(260, **sizes).eval()
+    metadata = model_metadata(model, BPETokenizer(normalization="NFC"))
     (folder / "models").mkdir()
     (folder / "models/minigpt.onnx").write_bytes(to_onnx(model, metadata))
     save(folder / "models/minigpt.safetensors", model.state_dict(), metadata)

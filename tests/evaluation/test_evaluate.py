@@ -3,6 +3,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from conftest import build_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from minigpt.evaluation.evaluate import (
     summarize,
 )
 from minigpt.model.loss import mean_loss
-from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
 
@@ -28,7 +28,7 @@ def test_every_target_is_judged_once(sentences, tokenizer, layout):
         [token for text in sentences[:9] for token in tokenizer.encode(text)]
     ).numpy()
     batches = Batches(ids, layout, 4, 16)
-    model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16).eval()
+    model = build_model(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16).eval()
     predictions = predict(model, batches)
     assert len(predictions) == batches.num_targets
     assert predictions["loss"].mean() == pytest.approx(mean_loss(model, batches), abs=1e-6)

@@ -3,19 +3,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import build_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.evaluation.score import score, token_losses
 from minigpt.generation.engine import window_start
 from minigpt.generation.torch_backend import TorchBackend
-from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
 
 def untrained(tokenizer) -> TorchBackend:
     torch.manual_seed(0)
-    model = MiniGPT(
+    model = build_model(
         tokenizer.vocab_size, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=12
     )
     return TorchBackend(model.eval(), tokenizer)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ARCHITECTURES, train_config, unlike_at_first
+from conftest import ARCHITECTURES, build_model, model_metadata, train_config, unlike_at_first
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Document
@@ -23,27 +23,17 @@ from minigpt.generation.onnx_backend import OnnxBackend, OnnxKVCache
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.loss import mean_loss
-from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer
 from minigpt.training.train import Trainer
 
-METADATA = {"format": 1, "training": {"val/loss": 1.0}}
+METADATA = {"training": {"val/loss": 1.0}}
 
 
 @pytest.fixture(scope="module")
 def onnx_file(trained, tokenizer, tmp_path_factory) -> Path:
-    config = {
-        "vocab_size": 40,
-        "d_model": 64,
-        "num_heads": 4,
-        "num_layers": 2,
-        "d_ff": 256,
-        "max_seq_len": 64,
-    }
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    path.write_bytes(
-        to_onnx(trained.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()})
-    )
+    metadata = model_metadata(trained.model, tokenizer, **METADATA)
+    path.write_bytes(to_onnx(trained.model, metadata))
     return path
 
 
@@ -59,22 +49,11 @@ def test_logits_agree_at_every_length_cached_and_uncached(trained, exported):
 @pytest.mark.parametrize("switches", ARCHITECTURES[1:], ids=str)
 def test_every_architecture_exports_and_writes_the_same_text(tokenizer, tmp_path, switches):
     torch.manual_seed(0)
-    config = {
-        "vocab_size": 40,
-        "d_model": 32,
-        "num_heads": 2,
-        "num_layers": 2,
-        "d_ff": 64,
-        "max_seq_len": 16,
-    }
-    config |= switches
-    torch_backend = TorchBackend(unlike_at_first(MiniGPT(**config)), tokenizer)
+    sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 16}
+    model = unlike_at_first(build_model(**sizes, **switches))
+    torch_backend = TorchBackend(model, tokenizer)
     path = tmp_path / "model.onnx"
-    path.write_bytes(
-        to_onnx(
-            torch_backend.model, {**METADATA, "config": config, "tokenizer": tokenizer.to_dict()}
-        )
-    )
+    path.write_bytes(to_onnx(model, model_metadata(model, tokenizer)))
     onnx_backend = OnnxBackend(path)
     assert max_logit_difference(torch_backend, onnx_backend) < 1e-4
     for seed in range(5):  # beyond the context, where the window slides
@@ -244,7 +223,7 @@ def test_a_bpe_model_from_text_to_both_backends(tmp_path):
 
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 1, "d_ff": 64, "max_seq_len": 64}
     torch.manual_seed(0)
-    model = MiniGPT(tokenizer.vocab_size, **sizes)
+    model = build_model(tokenizer.vocab_size, **sizes)
     batches = Batches(tokens.ids["train"], "padded", 3, 64)
     config = train_config(
         layout="padded", batch_size=3, max_steps=80, learning_rate=1e-2, eval_interval=40
@@ -252,7 +231,7 @@ def test_a_bpe_model_from_text_to_both_backends(tmp_path):
     Trainer(model, batches, batches, config).run()
     ours = TorchBackend(model.eval(), tokenizer)
     path = tmp_path / "model.onnx"
-    path.write_bytes(to_onnx(model, {"config": sizes, "tokenizer": tokenizer.to_dict()}))
+    path.write_bytes(to_onnx(model, model_metadata(model, tokenizer)))
     theirs = OnnxBackend(path)
     assert theirs.tokenizer.sha256() == tokenizer.sha256()
 

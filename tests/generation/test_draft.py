@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from conftest import model_metadata
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,16 +110,8 @@ def speculating(request, trained, tokenizer, sentences, tmp_path_factory) -> Bac
 
 
 def test_a_checkpoint_with_a_damaged_table_is_named(trained, tokenizer, tmp_path):
-    config = {
-        "vocab_size": 40,
-        "d_model": 64,
-        "num_heads": 4,
-        "num_layers": 2,
-        "d_ff": 256,
-        "max_seq_len": 64,
-    }
     for draft in (5, None, "A"):
-        metadata = {"config": config, "tokenizer": tokenizer.to_dict(), "draft": draft}
+        metadata = model_metadata(trained.model, tokenizer, draft=draft)
         save(tmp_path / "model.safetensors", trained.model.state_dict(), metadata)
         with pytest.raises(UserError, match="not a model of this version of MiniGPT"):
             TorchBackend.load(tmp_path / "model.safetensors")

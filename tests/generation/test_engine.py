@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, unlike_at_first
+from conftest import ARCHITECTURES, build_model, model_metadata, unlike_at_first
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +10,6 @@ from minigpt.generation.engine import Text, generate, generate_ids, window_start
 from minigpt.generation.sampling import Sampling, gumbel_noise, next_tokens
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.checkpoint import save
-from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import EOS, BPETokenizer, CharTokenizer
 
 GREEDY = Sampling(temperature=0)
@@ -43,26 +42,16 @@ class Uncached:
 def untrained(request, tokenizer) -> TorchBackend:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
-    model = MiniGPT(tokenizer.vocab_size, **sizes, **request.param)
+    model = build_model(tokenizer.vocab_size, **sizes, **request.param)
     return TorchBackend(unlike_at_first(model).eval(), tokenizer)
 
 
 @pytest.mark.parametrize("switches", ARCHITECTURES, ids=str)
 def test_a_loaded_model_computes_the_same(switches, tokenizer, tmp_path):
-    config = {
-        "vocab_size": 40,
-        "d_model": 32,
-        "num_heads": 2,
-        "num_layers": 2,
-        "d_ff": 64,
-        "max_seq_len": 12,
-        **switches,
-    }
-    model = unlike_at_first(MiniGPT(**config))
+    sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
+    model = unlike_at_first(build_model(**sizes, **switches))
     path = tmp_path / "model.safetensors"
-    save(
-        path, model.state_dict(), {"format": 1, "config": config, "tokenizer": tokenizer.to_dict()}
-    )
+    save(path, model.state_dict(), model_metadata(model, tokenizer))
     loaded = TorchBackend.load(path)
     ids = torch.randint(4, 40, (1, 12))
     with torch.inference_mode():

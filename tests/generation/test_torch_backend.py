@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, unlike_at_first
+from conftest import ARCHITECTURES, build_model, unlike_at_first
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,12 +13,13 @@ from minigpt.generation.torch_backend import TorchKVCache
 from minigpt.model.model import MiniGPT
 
 V, S = 11, 16
+SIZES = {"d_model": 24, "num_heads": 3, "num_layers": 2, "d_ff": 48, "max_seq_len": S}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=str)
 def model(request) -> MiniGPT:
     torch.manual_seed(0)
-    return unlike_at_first(MiniGPT(V, 24, 3, 2, 48, max_seq_len=S, **request.param))
+    return unlike_at_first(build_model(V, **SIZES, **request.param))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, unlike_at_first
+from conftest import ARCHITECTURES, build_model, model_config, unlike_at_first
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,12 +16,13 @@ from minigpt.model.model import (
 )
 
 V, L = 11, 16
+SIZES = {"d_model": 24, "num_heads": 3, "num_layers": 2, "d_ff": 48, "max_seq_len": L}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=str)
 def model(request) -> MiniGPT:
     torch.manual_seed(0)
-    return unlike_at_first(MiniGPT(V, 24, 3, 2, 48, max_seq_len=L, **request.param))
+    return unlike_at_first(build_model(V, **SIZES, **request.param))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def ids() -> torch.Tensor:
 
 
 def test_default_sizes():
-    model = MiniGPT(40)
+    model = build_model(40)
     assert (len(model.blocks), model.blocks[0].attention.num_heads, model.max_seq_len) == (
         4,
         4,
@@ -74,7 +75,7 @@ def test_the_fast_path_computes_the_same(model, ids):
 
 
 def test_a_block_normalises_first_and_adds(ids):
-    block = TransformerBlock(24, num_heads=3, d_ff=48, dropout=0.0)
+    block = TransformerBlock(model_config(**SIZES))
     x = torch.randn(2, 5, 24)
     y = x + block.attention(block.norm1(x))
     torch.testing.assert_close(block(x), y + block.feed_forward(block.norm2(y)))
@@ -107,7 +108,7 @@ def test_rotary_scores_depend_on_the_distance_alone():
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
-    model = MiniGPT(V, d_model=24, num_heads=3, num_layers=1, d_ff=48, max_seq_len=L, dropout=0.5)
+    model = build_model(V, **SIZES, dropout=0.5)
     ids = torch.zeros(1, L, dtype=torch.int64)
     assert not torch.equal(model(ids), model(ids))
     model.eval()

@@ -1,15 +1,15 @@
 import pandas as pd
 import pytest
 import torch
+from conftest import build_model
 
 from minigpt.generation.torch_backend import TorchBackend
-from minigpt.model.model import MiniGPT
 from pipeline.tracking import figures
 
 
 @pytest.mark.parametrize("switches", [{}, {"positional": "rotary", "qk_norm": True}])
 def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
-    model = MiniGPT(
+    model = build_model(
         40, d_model=64, num_heads=4, num_layers=2, d_ff=64, max_seq_len=32, **switches
     ).eval()
     ids = torch.arange(21).unsqueeze(0)

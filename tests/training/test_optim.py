@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import train_config
+from conftest import build_model, train_config
 
 from minigpt.model.model import MiniGPT
 from minigpt.training.optim import build_optimizers, learning_rate
@@ -8,7 +8,7 @@ from minigpt.training.optim import build_optimizers, learning_rate
 
 @pytest.fixture
 def model() -> MiniGPT:
-    return MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, bigram_buckets=9)
+    return build_model(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, bigram_buckets=9)
 
 
 def test_weight_decay_is_on_matrices_only(model):

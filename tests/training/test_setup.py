@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+from conftest import build_model
 
 from minigpt.common.errors import UserError
-from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 from minigpt.training.setup import adapt_vocabulary
 
@@ -22,7 +22,7 @@ def test_on_a_smaller_vocabulary_the_model_says_the_same(bigram_buckets):
         "d_ff": 32,
         "bigram_buckets": bigram_buckets,
     }
-    model, adapted = MiniGPT(old.vocab_size, **sizes), MiniGPT(new.vocab_size, **sizes)
+    model, adapted = build_model(old.vocab_size, **sizes), build_model(new.vocab_size, **sizes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     adapted.load_state_dict(adapt_vocabulary(model.state_dict(), old, new))

@@ -3,12 +3,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import train_config
+from conftest import build_model, train_config
 
 from minigpt.common.errors import UserError
 from minigpt.data.batches import Batches
 from minigpt.model.loss import bits_per, cross_entropy, mean_loss
-from minigpt.model.model import MiniGPT
 from minigpt.training.resume import ResumeStore
 from minigpt.training.train import Interrupted, Progress, Trainer
 
@@ -23,7 +22,9 @@ def ids(sentences, tokenizer):
 def trainer(ids, resume: ResumeStore | None = None, **changes) -> Trainer:
     config = train_config(**changes)
     torch.manual_seed(config.seed)
-    model = MiniGPT(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16, dropout=0.1)
+    model = build_model(
+        40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16, dropout=0.1
+    )
     train_batches = Batches(ids[:300], config.layout, config.batch_size, 16, config.seed)
     return Trainer(model, train_batches, Batches(ids[300:], config.layout, 8, 16), config, resume)
 

@@ -1,0 +1,65 @@
+"""Switches beyond the classic architecture: `positional: rotary`, `qk_norm` and `bigram_buckets`.
+
+Shape letters as in `model.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-5
+
+
+class RotaryEncoding(nn.Module):
+    """Rotates each pair of channels of a query or key by an angle proportional to its position.
+
+    The product of a query and a key then depends on their distance, not on their positions
+    (Su et al., "RoFormer", arXiv:2104.09864). The frequencies are those of `PositionalEncoding`.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, max_seq_len: int):
+        super().__init__()
+        position = torch.arange(max_seq_len, dtype=torch.float64).unsqueeze(1)  # (max_seq_len, 1)
+        channel = torch.arange(0, head_dim, 2, dtype=torch.float64)  # (D/2,)
+        angle = position * 10000.0 ** (-channel / head_dim)  # (max_seq_len, D/2)
+        self.register_buffer("cos", torch.cos(angle).float(), persistent=False)
+        self.register_buffer("sin", torch.sin(angle).float(), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Rotate x (B, H, T, D) at `positions` (B, T), by default 0 … T-1."""
+        index = slice(x.shape[2]) if positions is None else positions.unsqueeze(1)  # (B, 1, T)
+        cos, sin = self.cos[index].to(x.dtype), self.sin[index].to(x.dtype)  # (…, T, D/2)
+        first, second = x.chunk(2, dim=-1)  # (B, H, T, D/2); channel i is paired with i + D/2
+        rotated = first * cos - second * sin, first * sin + second * cos
+        return torch.cat(rotated, dim=-1)  # (B, H, T, D)
+
+
+class BigramEmbedding(nn.Module):
+    """An embedding of each pair of adjacent tokens, added to the embedding of the second.
+
+    It stores knowledge at the cost of a lookup. The table has `buckets` rows, assigned to pairs by
+    hash and shared on a collision (Svenstrup et al., "Hash Embeddings", arXiv:1709.03933).
+    It starts at zero.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int, buckets: int):
+        super().__init__()
+        self.vocab_size, self.buckets = vocab_size, buckets
+        self.embedding = nn.Embedding(buckets, d_model)
+        nn.init.zeros_(self.embedding.weight)
+
+    def forward(self, input_ids: Tensor, previous_ids: Tensor) -> Tensor:
+        """Embed ids and the id before each, both (B, T), as (B, T, C)."""
+        bucket = (previous_ids * self.vocab_size + input_ids) % self.buckets  # (B, T)
+        return self.embedding(bucket)  # (B, T, C)
+
+
+def normalize_heads(x: Tensor) -> Tensor:
+    """Scale each query or key of x (B, H, T, D) to length √D, so that scores never exceed √D.
+
+    Henry et al., "Query-Key Normalization for Transformers", arXiv:2010.04245.
+    """
+    return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS)
