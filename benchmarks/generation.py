@@ -49,7 +49,7 @@ Way = Callable[[int], None]  # writes so many texts at once
 
 def minigpt(backend: Backend, guess: bool = True) -> Way:
     draft = backend.draft if guess else None
-    prompt = "".join(backend.tokenizer.pieces[4:])[:PROMPT]
+    prompt = "".join(backend.tokenizer.token_strings[4:])[:PROMPT]
     seeds = iter(range(10**9))
 
     def run(batch: int) -> None:

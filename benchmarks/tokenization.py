@@ -27,7 +27,7 @@ def main() -> None:
     char, bpe = CharTokenizer(), BPETokenizer(vocab_size=1024)
     char.build_vocab([sample])
     bpe.build_vocab([sample])
-    stoi = {character: token for token, character in enumerate(char.pieces) if character}
+    stoi = {character: token for token, character in enumerate(char.token_strings) if character}
     lines = text.splitlines(keepends=True)
     ways = {
         "nanoGPT: [stoi[c] for c in text]": lambda: [stoi[character] for character in text],

@@ -214,7 +214,7 @@ def _result(text: "Text", engine: "Backend", seed: int) -> dict[str, Any]:
         "sample": text.sample,
     }
     if text.logprobs is not None:
-        pieces = (engine.tokenizer.pieces[token] for token in text.written)
+        pieces = (engine.tokenizer.token_strings[token] for token in text.written)
         result["logprobs"] = [
             [piece, round(logprob, 6)] for piece, logprob in zip(pieces, text.logprobs, strict=True)
         ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD", "none"]
-FORMS: tuple[Normalization, ...] = get_args(Normalization)
+NORMALIZATION_FORMS: tuple[Normalization, ...] = get_args(Normalization)
 
 # C0 and C1 control characters but tab and line feed, and those that turn the direction of writing
 EXECUTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

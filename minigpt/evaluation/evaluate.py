@@ -90,7 +90,7 @@ def _entropy(values: pd.Series | pd.DataFrame) -> float:
 def accuracy_by_class(predictions: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
     """How often the next token is guessed right, by the kind of character that it is or begins with."""
     codes = np.array(
-        [CLASSES.index(piece_class(piece)) for piece in tokenizer.pieces]
+        [CLASSES.index(piece_class(piece)) for piece in tokenizer.token_strings]
     )  # of each id
     table = pd.DataFrame(
         {
@@ -112,7 +112,7 @@ def mistakes(predictions: pd.DataFrame, tokenizer: Tokenizer, most: int = 30) ->
     expected = predictions["target"].value_counts()
     wrong = predictions[predictions["target"] != predictions["predicted"]]
     table = wrong.value_counts(["target", "predicted"]).head(most).reset_index()
-    names = [repr(piece) if piece else "special token" for piece in tokenizer.pieces]
+    names = [repr(piece) if piece else "special token" for piece in tokenizer.token_strings]
     label = [
         f"{names[target]} → {names[guess]}"
         for target, guess in table[["target", "predicted"]].to_numpy()
@@ -122,7 +122,7 @@ def mistakes(predictions: pd.DataFrame, tokenizer: Tokenizer, most: int = 30) ->
 
 
 def piece_class(piece: str) -> str:
-    """One of CLASSES, by the first character of a token that is not a space; see `Tokenizer.pieces`."""
+    """One of CLASSES, by the first character of a token that is not a space; see `Tokenizer.token_strings`."""
     if not piece:
         return "special token"
     return character_class((piece.lstrip(" ") or " ")[0])

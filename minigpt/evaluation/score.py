@@ -43,7 +43,7 @@ def score(backend: Backend, text: str) -> tuple[Score, list[Score]]:
     pieces = (
         text
         if tokenizer.kind == "char"
-        else map(tokenizer.pieces.__getitem__, tokenizer.encode(text)[1:-1])
+        else map(tokenizer.token_strings.__getitem__, tokenizer.encode(text)[1:-1])
     )
     line = np.cumsum([0, *(piece.count("\n") for piece in pieces)])
     *broken, last = text.split("\n")

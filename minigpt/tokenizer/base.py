@@ -26,18 +26,18 @@ class Tokenizer(ABC):
     Attributes:
         kind: "char" or "bpe".
         normalization, lowercase: what `encode` does to a text first; see `minigpt.tokenizer.normalization.normalize`.
-        pieces: the text that each id stands for, "" for special tokens. Bytes that are only part of
+        token_strings: the text that each id stands for, "" for special tokens. Bytes that are only part of
             a character are lone surrogates in it (PEP 383).
     """
 
     kind: str
     normalization: Normalization
     lowercase: bool
-    pieces: list[str]
+    token_strings: list[str]
 
     @property
     def vocab_size(self) -> int:
-        return len(self.pieces)
+        return len(self.token_strings)
 
     @abstractmethod
     def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
@@ -82,7 +82,7 @@ class Tokenizer(ABC):
 
     def decoder(self) -> "Decoder":
         """For ids that come one by one."""
-        return Decoder(self.pieces)
+        return Decoder(self.token_strings)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """As `decode`, piece by piece, while the ids come in."""

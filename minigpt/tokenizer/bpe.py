@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from minigpt.common.text import FORMS, Normalization
+from minigpt.common.text import NORMALIZATION_FORMS, Normalization
 from minigpt.tokenizer.base import BOS, EOS, SPECIAL_TOKENS, UNK, Decoder, Tokenizer
 from minigpt.tokenizer.normalization import LONE_SURROGATE
 
@@ -57,7 +57,7 @@ class BPETokenizer(Tokenizer):
 
     >>> tokenizer = BPETokenizer(vocab_size=262)
     >>> _ = tokenizer.build_vocab(["low lower lowest"])
-    >>> [tokenizer.pieces[token] for token in tokenizer.encode("slow", add_special_tokens=False)]
+    >>> [tokenizer.token_strings[token] for token in tokenizer.encode("slow", add_special_tokens=False)]
     ['s', 'low']
     """
 
@@ -105,7 +105,7 @@ class BPETokenizer(Tokenizer):
         self._library = tokenizers.Tokenizer.from_str(json.dumps(values))
         tokens = list(values["model"]["vocab"])[len(SPECIAL_TOKENS) :]
         written = [bytes(BYTE_OF[character] for character in token) for token in tokens]
-        self.pieces = [""] * len(SPECIAL_TOKENS) + [
+        self.token_strings = [""] * len(SPECIAL_TOKENS) + [
             piece.decode("utf-8", "surrogateescape") for piece in written
         ]
 
@@ -120,7 +120,7 @@ class BPETokenizer(Tokenizer):
         return [_join_by_unk([next(encodings).ids for _ in text]) for text in parts]
 
     def decoder(self) -> Decoder:
-        return ByteDecoder(self.pieces)
+        return ByteDecoder(self.token_strings)
 
     def unknown(self, text: str) -> list[str]:
         return sorted(set(LONE_SURROGATE.findall(text)))
@@ -132,7 +132,9 @@ class BPETokenizer(Tokenizer):
     def from_dict(cls, values: dict[str, Any]) -> Self:
         try:
             steps = [step["type"] for step in values["normalizer"]["normalizers"]]
-            form: Normalization = next((form for form in FORMS if form in steps), "none")
+            form: Normalization = next(
+                (form for form in NORMALIZATION_FORMS if form in steps), "none"
+            )
             vocab = values["model"]["vocab"]
             whole = (
                 list(vocab.values()) == list(range(len(vocab))) and BYTE_OF.keys() <= vocab.keys()

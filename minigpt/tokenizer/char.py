@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from minigpt.common.parallel import BATCH, batched_by_size, parallel_map
-from minigpt.common.text import FORMS, Normalization
+from minigpt.common.text import NORMALIZATION_FORMS, Normalization
 from minigpt.tokenizer.base import SPECIAL_TOKENS, UNK, Tokenizer
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class CharTokenizer(Tokenizer):
         self.characters = sorted(set(characters))
         if any(len(character) != 1 for character in self.characters):
             raise ValueError("each entry of a character vocabulary is one character")
-        self.pieces = [""] * len(SPECIAL_TOKENS) + self.characters
+        self.token_strings = [""] * len(SPECIAL_TOKENS) + self.characters
         # code point → id, as a table, so that a whole text is encoded at once; its last entry stands for all beyond
         points = [ord(character) for character in self.characters]
         self._table = np.full(
@@ -112,7 +112,9 @@ class CharTokenizer(Tokenizer):
             isinstance(entry, str) for entry in characters
         ):
             raise ValueError("'characters' is not a list of characters")
-        normalization = next((form for form in FORMS if form == values.get("normalization")), None)
+        normalization = next(
+            (form for form in NORMALIZATION_FORMS if form == values.get("normalization")), None
+        )
         lowercase = values.get("lowercase")
         if normalization is None or not isinstance(lowercase, bool):
             raise ValueError("'normalization' or 'lowercase' is missing or unknown")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
-from minigpt.common.text import FORMS
+from minigpt.common.text import NORMALIZATION_FORMS
 from minigpt.tokenizer import (
     BOS,
     EOS,
@@ -90,7 +90,7 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
         BPETokenizer().decode([260])
 
 
-@given(any_text, st.sampled_from(FORMS), st.booleans())
+@given(any_text, st.sampled_from(NORMALIZATION_FORMS), st.booleans())
 def test_save_and_load(tmp_path_factory, characters, form, lowercase):
     path = tmp_path_factory.mktemp("vocab") / "vocab.json"
     tokenizer = CharTokenizer(characters, form, lowercase)
@@ -140,7 +140,7 @@ def test_a_damaged_vocabulary_is_refused_by_name(tmp_path, content):
 
 
 @pytest.mark.parametrize("make", [CharTokenizer, BPETokenizer])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", NORMALIZATION_FORMS)
 def test_a_prompt_is_normalised_as_the_training_text_was(make, form):
     composed, decomposed = "Caf\u00e9 \ufb01n", "Cafe\u0301 \ufb01n"
     tokenizer = make(normalization=form, lowercase=True)
@@ -165,7 +165,7 @@ def test_normalising():
     )  # a small letter of its own, no such capital
 
 
-@given(any_text, st.sampled_from(FORMS))
+@given(any_text, st.sampled_from(NORMALIZATION_FORMS))
 def test_normalised_text_stays_as_it_is(text, form):
     once = normalize(text, form, lowercase=True)
     assert form == "none" or unicodedata.is_normalized(form, once)
@@ -183,19 +183,19 @@ def test_bpe_round_trip_of_any_text(bpe, text):
 
 def test_bpe_merges_what_is_frequent(bpe):
     assert bpe.vocab_size == 290
-    assert [bpe.pieces[token] for token in bpe.encode("the 🦊 then", add_special_tokens=False)] == [
-        *["the", " 🦊", " the", "n"]
-    ]
+    assert [
+        bpe.token_strings[token] for token in bpe.encode("the 🦊 then", add_special_tokens=False)
+    ] == [*["the", " 🦊", " the", "n"]]
     assert len(bpe.encode("🦊 🦊")) < len(BPETokenizer().encode("🦊 🦊")) == 2 + 9
-    assert bpe.pieces[:4] == [""] * 4
+    assert bpe.token_strings[:4] == [""] * 4
 
 
 def test_bpe_min_freq_leaves_rare_pairs_apart():
     tokenizer = BPETokenizer(300)
     counts = tokenizer.build_vocab(["ab ab ab", "cd"], min_freq=2)
     assert counts == {"a": 3, "b": 3, " ": 2, "c": 1, "d": 1}
-    assert "ab" in tokenizer.pieces
-    assert "cd" not in tokenizer.pieces
+    assert "ab" in tokenizer.token_strings
+    assert "cd" not in tokenizer.token_strings
 
 
 def test_bpe_reads_a_lone_surrogate_as_unk(bpe):
@@ -232,7 +232,7 @@ def test_bpe_is_saved_in_the_library_s_own_format_and_complete(tmp_path):
         assert library.encode(text).ids == tokenizer.encode(text)
     loaded = load_tokenizer(path)
     assert isinstance(loaded, BPETokenizer)
-    assert loaded.pieces == tokenizer.pieces
+    assert loaded.token_strings == tokenizer.token_strings
     assert loaded.sha256() == tokenizer.sha256()
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
@@ -249,7 +249,7 @@ def test_streamed_pieces_are_whole_characters_and_add_up(bpe, ids):
     pieces = list(bpe.stream(ids))
     assert "".join(pieces) == bpe.decode(ids)
     assert all(pieces)
-    data = b"".join(bpe.pieces[token].encode("utf-8", "surrogateescape") for token in ids)
+    data = b"".join(bpe.token_strings[token].encode("utf-8", "surrogateescape") for token in ids)
     assert "".join(pieces) == data.decode("utf-8", "replace")
 
 
