@@ -1,0 +1,24 @@
+"""minigpt-cli fetch: download a corpus."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="Which corpus. Without it, list them.")] = None,
+) -> None:
+    """Put a corpus into data/raw/.
+
+    What is downloaded is checked against a known SHA-256. If the connection breaks off, run the command
+    again: it goes on from there.
+    """
+    from minigpt.corpus.fetch import fetch as fetch_corpus
+    from minigpt.corpus.fetch import listing
+
+    if name is None:
+        print(listing())
+        return
+    target = fetch_corpus(name, Path("data/raw"))
+    print(f"{target}\ntrain on it: dvc exp run -S data.path={target}")
