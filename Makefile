@@ -35,8 +35,8 @@ test-all: setup ## run all tests, the costly ones at reduced count
 test-full: setup ## run all tests at full count, in about 25 minutes
 	python -m pytest $(PARALLEL) --full
 
-lint: setup ## check style and types
-	ruff check . && ruff format --check . && mypy
+lint: setup ## check style, spelling and types
+	ruff check . && ruff format --check . && codespell && mypy
 
 ui: setup ## compare the tracked runs in a browser; PORT=5001 chooses another port
 	python -m pipeline.tools.ui
@@ -53,5 +53,5 @@ sync: setup ## bring to the tracking store what it lacks
 bench: setup ## measure speeds against others
 	python benchmarks/tokenization.py
 
-docs: setup ## write docs/cli.md anew from the command's own help
+docs: setup ## generate docs/cli.md from the help of minigpt-cli
 	typer minigpt.cli.app utils docs --name minigpt-cli --output docs/cli.md

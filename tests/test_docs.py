@@ -80,10 +80,22 @@ def test_the_documented_help_is_the_real_one():
 
 
 def test_links_lead_somewhere():
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_tree_lists_every_module():
+    document = (ROOT / "docs/architecture.md").read_text()
+    listed = re.findall(r"^ +(\w+\.py)", document, re.MULTILINE)
+    modules = [
+        file.name
+        for package in ("minigpt", "pipeline")
+        for file in (ROOT / package).rglob("*.py")
+        if file.name != "__init__.py"
+    ]
+    assert sorted(listed) == sorted(modules)
 
 
 def make(project, *targets: str, **env: str):
