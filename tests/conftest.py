@@ -61,18 +61,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[LEFT_OUT] = {name: len(tests) for name, tests in excluded.items()}
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the counts of a worker process to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Print in one line which tests were left out, and why."""
     counts = config.stash.get(LEFT_OUT, {})
     reasons = {
-        "slow": "slow tests (make test-all runs them)",
-        "full": "tests that take minutes each (make test-full runs them)",
+        "slow": "slow (run by make test-all)",
+        "full": "of minutes each (run by make test-full)",
     }
     parts = [f"{counts[name]} {text}" for name, text in reasons.items() if counts.get(name)]
     if parts:
-        terminalreporter.write_line(f"not run: {', '.join(parts)}")
+        terminalreporter.write_line(f"tests not run: {', '.join(parts)}")
 
 
 @pytest.fixture(scope="session")
