@@ -9,7 +9,7 @@ from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Corpus
 from minigpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from pipeline.common import paths
-from pipeline.common.reading_progress import ReadingProgress
+from pipeline.common.progress import reading_progress
 from pipeline.common.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def main() -> None:
     params = load_params()
     corpus = Corpus(params.data)
     tokenizer = _tokenizer(params)
-    with ReadingProgress("build_vocab", corpus) as documents:
+    with reading_progress("build_vocab", corpus) as documents:
         # of the training split only: a character that only validation has is honestly <unk>
         training_texts = (document.text for document in documents if document.split == "train")
         counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)

@@ -19,7 +19,7 @@ from minigpt.corpus.report import DataReport
 from minigpt.data.token_files import SplitInfo, TokenWriter, write_meta
 from minigpt.tokenizer import Tokenizer, load_tokenizer
 from pipeline.common import paths
-from pipeline.common.reading_progress import ReadingProgress
+from pipeline.common.progress import reading_progress
 from pipeline.common.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ def _encode(
             for split in get_args(Split)
         }
         table = stack.enter_context(pyarrow.parquet.ParquetWriter(table_file, TABLE))
-        documents = stack.enter_context(ReadingProgress("prepare", corpus))
+        documents = stack.enter_context(reading_progress("prepare", corpus))
         batches = batched_by_size(
-            report.examples_of(documents), lambda document: len(document.text), BATCH
+            report.record_examples(documents), lambda document: len(document.text), BATCH
         )
         for batch in parallel_map(
             functools.partial(encode_documents, tokenizer=tokenizer), batches

@@ -1,4 +1,4 @@
-"""Documents → token ids, in batches."""
+"""Batches of documents → token ids and a table that describes each document."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -11,7 +11,7 @@ from minigpt.corpus.corpus import Document, Split
 from minigpt.data.token_files import token_dtype
 from minigpt.tokenizer import BOS, EOS, UNK, Tokenizer
 
-# a row of the table of documents; counts, <bos> and <eos> among the tokens
+# columns of the table of documents; `tokens` counts <bos> and <eos>
 TABLE = pa.schema(
     [
         ("split", pa.string()),
@@ -26,20 +26,25 @@ TABLE = pa.schema(
 
 @dataclass(frozen=True)
 class Encoded:
-    """Documents as ids: the bytes to append to each split's file, and a table with a row a document."""
+    """Encoded documents.
+
+    Attributes:
+        data: Bytes to append to the token file of each split.
+        table: One row per document, with the columns of `TABLE`.
+    """
 
     data: dict[str, bytes]
-    table: pd.DataFrame  # see TABLE
+    table: pd.DataFrame
 
     def counts(self, split: str) -> dict[str, int]:
-        """Totals over the documents of `split`, as `TokenWriter.add` takes them."""
+        """Return totals over the documents of `split`, for `TokenWriter.add`."""
         rows = self.table[self.table["split"] == split]
         counts = {name: int(rows[name].sum()) for name in TABLE.names[2:]}
         return {"documents": int(rows["begins"].sum()), **counts}
 
 
 def encode_documents(documents: list[Document], tokenizer: Tokenizer) -> Encoded:
-    """Encode a batch, each document between <bos> and <eos>; a piece of one only where it begins or ends."""
+    """Encode a batch of documents; <bos> and <eos> mark where a document begins and ends."""
     dtype = token_dtype(tokenizer.vocab_size)
     parts: dict[str, list[np.ndarray]] = {split: [] for split in get_args(Split)}
     rows = []

@@ -1,4 +1,4 @@
-"""A look at the data: how much there is, how long the documents are, what they are made of."""
+"""Report on the data: sizes, document lengths, characters and examples."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,27 +12,29 @@ from minigpt.corpus.corpus import Document
 from minigpt.corpus.encode import Encoded
 from minigpt.data.token_files import SplitInfo
 
-EXAMPLES = 3  # of documents, each cut at so many characters:
+NUM_EXAMPLES = 3  # documents, each cut to EXAMPLE_LENGTH characters
 EXAMPLE_LENGTH = 300
-SHOWN = 20  # characters at either end of the table of frequencies
+NUM_CHARACTERS = 20  # most common and rarest ones in the report
+MAX_POWER = 48  # documents are shorter than 2**MAX_POWER characters
 
 
 class DataReport:
-    """Collects on the way through the corpus, and writes `reports/data.*` at the end; memory stays small."""
+    """Collects statistics while the corpus streams by; memory stays small."""
 
     def __init__(self) -> None:
         self.examples: list[str] = []
-        # documents by the power of two that their length is below
-        self.lengths = pd.DataFrame(0, index=range(1, 48), columns=["train", "val"])
+        # number of documents by p, where 2**(p-1) ≤ characters < 2**p
+        self.lengths = pd.DataFrame(0, index=range(1, MAX_POWER), columns=["train", "val"])
 
-    def examples_of(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Pass `documents` on, and remember the first few."""
+    def record_examples(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yield `documents` unchanged and keep the first few as examples."""
         for document in documents:
-            if len(self.examples) < EXAMPLES:
+            if len(self.examples) < NUM_EXAMPLES:
                 self.examples.append(document.text[:EXAMPLE_LENGTH])
             yield document
 
     def add(self, batch: Encoded) -> None:
+        """Count the lengths of the documents of a batch."""
         powers = np.log2(batch.table["characters"]).astype(int) + 1
         for split, counts in powers.groupby(batch.table["split"]).value_counts().groupby(level=0):
             self.lengths.loc[counts.index.get_level_values(1), split] += counts.to_numpy()
@@ -40,23 +42,23 @@ class DataReport:
     def write(
         self, folder: Path, splits: dict[str, SplitInfo], dropped: int, vocab_size: int
     ) -> None:
-        """Write the numbers (data.json), the lengths (lengths.csv), the text (data.md) and the picture (data.png)."""
-        numbers = {name: _numbers(info) for name, info in splits.items()}
-        summary = {**numbers, "duplicates_dropped": dropped, "vocab_size": vocab_size}
+        """Write data.json (figures), lengths.csv, data.md (text) and data.png into `folder`."""
+        figures = {name: _figures(info) for name, info in splits.items()}
+        summary = {**figures, "duplicates_dropped": dropped, "vocab_size": vocab_size}
         folder.mkdir(exist_ok=True)
         (folder / "data.json").write_text(json.dumps(summary, indent=1) + "\n")
         characters = pd.read_csv(folder / "characters.csv")
         lengths = self._lengths()
         lengths.to_csv(folder / "lengths.csv", index=False)
         (folder / "data.md").write_text(
-            self._markdown(pd.DataFrame(numbers), dropped, characters), encoding="utf-8"
+            self._markdown(pd.DataFrame(figures), dropped, characters), encoding="utf-8"
         )
-        _figure(lengths, characters).savefig(folder / "data.png", metadata={"Software": None})
+        _plot(lengths, characters).savefig(folder / "data.png", metadata={"Software": None})
 
     def _lengths(self) -> pd.DataFrame:
-        """Rows "characters" ("64-127"), "split", "documents", from the shortest to the longest that occur."""
-        found = np.flatnonzero(self.lengths.sum(axis=1))
-        rows = self.lengths.iloc[found[0] : found[-1] + 1]
+        """Return the columns "characters" (such as "64-127"), "split" and "documents"."""
+        occurring = np.flatnonzero(self.lengths.sum(axis=1))
+        rows = self.lengths.iloc[occurring[0] : occurring[-1] + 1]
         rows = rows.rename(index=lambda power: f"{2 ** (power - 1)}-{2**power - 1}")
         return (
             rows.rename_axis("characters")
@@ -64,13 +66,14 @@ class DataReport:
             .melt("characters", var_name="split", value_name="documents")
         )
 
-    def _markdown(self, numbers: pd.DataFrame, dropped: int, characters: pd.DataFrame) -> str:
+    def _markdown(self, figures: pd.DataFrame, dropped: int, characters: pd.DataFrame) -> str:
         rows = "\n".join(
             f"| {name} | {row['train']:,.6g} | {row['val']:,.6g} |"
-            for name, row in numbers.iterrows()
+            for name, row in figures.iterrows()
         )
         examples = "\n\n".join(f"```text\n{example}\n```" for example in self.examples)
-        commonest, rarest = characters["character"][:SHOWN], characters["character"][::-1][:SHOWN]
+        common = characters["character"][:NUM_CHARACTERS]
+        rare = characters["character"][::-1][:NUM_CHARACTERS]
         return f"""# The data
 
 | | train | val |
@@ -79,9 +82,9 @@ class DataReport:
 
 Equal documents dropped: {dropped:,}
 
-Commonest characters: {_inline(commonest)}
+Commonest characters: {_inline(common)}
 
-Rarest characters: {_inline(rarest)}
+Rarest characters: {_inline(rare)}
 
 ![Lengths and characters](data.png)
 
@@ -91,7 +94,7 @@ Rarest characters: {_inline(rarest)}
 """
 
 
-def _numbers(info: SplitInfo) -> dict[str, Any]:
+def _figures(info: SplitInfo) -> dict[str, Any]:
     return {
         "documents": info.documents,
         "characters": info.characters,
@@ -105,7 +108,7 @@ def _inline(characters: pd.Series) -> str:
     return " ".join(f"`{character}`" for character in characters)
 
 
-def _figure(lengths: pd.DataFrame, characters: pd.DataFrame) -> Any:
+def _plot(lengths: pd.DataFrame, characters: pd.DataFrame) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
@@ -114,7 +117,7 @@ def _figure(lengths: pd.DataFrame, characters: pd.DataFrame) -> Any:
         lengths["characters"].unique()
     ]
     table.plot.bar(ax=left, stacked=True, rot=45, title="Documents by length", xlabel="characters")
-    common = characters.head(2 * SHOWN)
+    common = characters.head(2 * NUM_CHARACTERS)
     right.bar(common["character"], common["count"])
     left.legend(loc="upper left")
     right.set(title="Commonest characters of the training split")

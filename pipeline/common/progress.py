@@ -1,53 +1,92 @@
-"""What long work shows while it runs: a live bar on a terminal, and little elsewhere."""
+"""Progress bars on stderr, drawn only on a terminal."""
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from minigpt.training.train import Progress as TrainerProgress
-from minigpt.training.train import Row
+if TYPE_CHECKING:  # a stage that only reads documents must not depend on training, nor the reverse
+    from minigpt.corpus.corpus import Corpus, Document
+    from minigpt.training.train import Progress as TrainerProgress
 
 log = logging.getLogger(__name__)
 
+UPDATE_INTERVAL = 0.1  # seconds
 
-class TrainingProgress(Progress):
-    """Use as a context manager, and call with each new row of the history; elsewhere, a line a validation."""
 
-    def __init__(self, total_steps: int, done: TrainerProgress):
+class ProgressBar(Progress):
+    """Progress bar with the time left in its last column."""
+
+    def __init__(self, *columns: ProgressColumn):
+        console = Console(stderr=True)
+        super().__init__(
+            *columns,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+
+@contextmanager
+def reading_progress(stage: str, corpus: "Corpus") -> "Iterator[Iterator[Document]]":
+    """Show how much of `corpus` has been read while its documents are taken from the iterator."""
+    bar = ProgressBar(TextColumn(stage), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    task = bar.add_task("", total=corpus.reader.bytes_total)
+
+    def documents() -> "Iterator[Document]":
+        updated = 0.0
+        for document in corpus:
+            if time.monotonic() - updated > UPDATE_INTERVAL:
+                bar.update(task, completed=corpus.reader.bytes_read)
+                updated = time.monotonic()
+            yield document
+
+    with bar:
+        yield documents()
+
+
+class TrainingProgress(ProgressBar):
+    """Progress bar of a training; where there is no terminal, one log line per validation.
+
+    Use as a context manager and call with the metrics of each step that is logged.
+    """
+
+    def __init__(self, total_steps: int, done: "TrainerProgress"):
         super().__init__(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
         )
         self.total_steps = total_steps
         self.figures: dict[str, str] = {}
-        self.before: tuple[float, float] = (time.monotonic(), done.tokens)
+        self.last_time, self.last_tokens = time.monotonic(), float(done.tokens)
         self.task = self.add_task("train", total=total_steps, completed=done.step, figures="")
 
-    def __call__(self, row: Row) -> None:
-        now = (time.monotonic(), row["tokens"])
-        if "train/loss" in row:  # a validation takes time, but has no tokens of its own
-            self.figures["tokens/s"] = (
-                f"{(now[1] - self.before[1]) / (now[0] - self.before[0]):,.0f}"
-            )
-        self.before = now
-        self.figures |= {
-            name: f"{row[name]:.4f}" for name in ("train/loss", "val/loss") if name in row
-        }
-        figures = "  ".join(
-            f"{name} {value}" for name, value in sorted(self.figures.items(), reverse=True)
-        )
-        self.update(self.task, completed=row["step"], figures=figures)
-        if "val/loss" in row and not self.console.is_terminal:
-            log.info("step %d/%d  %s", row["step"], self.total_steps, figures)
-
-    def start(self) -> None:
-        """Draw only where there is somebody to look."""
-        if self.console.is_terminal:
-            super().start()
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        now, tokens = time.monotonic(), metrics["tokens"]
+        if "train/loss" in metrics:  # a validation takes time, but trains on no tokens
+            speed = (tokens - self.last_tokens) / (now - self.last_time)
+            self.figures["tokens/s"] = f"{speed:,.0f}"
+        self.last_time, self.last_tokens = now, tokens
+        losses = ("train/loss", "val/loss")
+        self.figures |= {name: f"{metrics[name]:.4f}" for name in losses if name in metrics}
+        order = sorted(self.figures.items(), reverse=True)
+        figures = "  ".join(f"{name} {value}" for name, value in order)
+        self.update(self.task, completed=metrics["step"], figures=figures)
+        if "val/loss" in metrics and not self.console.is_terminal:
+            log.info("step %d/%d  %s", metrics["step"], self.total_steps, figures)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from minigpt.common.config import DataConfig
 from minigpt.common.errors import UserError
-from minigpt.corpus.corpus import Corpus, Hashes, split_of
+from minigpt.corpus.corpus import Corpus, split_of
+from minigpt.corpus.hash_set import HashSet
 
 TALES = ROOT / "data/raw/tales.txt"
 
@@ -28,7 +29,7 @@ def splits(path, **options) -> dict[str, list[str]]:
     return found
 
 
-def test_sentences_have_the_golden_vocabulary_and_hold_nothing_out(sentences):
+def test_sentences_give_the_golden_vocabulary(sentences):
     assert 40 <= len(sentences) <= 60
     characters = sorted(set("".join(sentences)))
     assert len(characters) == 36
@@ -36,13 +37,16 @@ def test_sentences_have_the_golden_vocabulary_and_hold_nothing_out(sentences):
     assert characters[9:] == ["T", *"abcdefghijklmnopqrstuvwxyz"]
     assert "The quick brown fox jumps over the lazy dog." in sentences
     assert "Python is a great programming language." in sentences
+
+
+def test_sentences_hold_nothing_out():
     assert set(splits(ROOT / "data/raw/sentences.txt")) == {"train"}
 
 
-def test_tales_are_many_long_enough_and_varied():
+def test_tales_are_long_and_varied():
     assert TALES.stat().st_size >= 200_000
     tales = documents(TALES)
-    places = defaultdict(set)  # eight-word sequence → the tales it stands in
+    places = defaultdict(set)  # eight consecutive words → tales that contain them
     words = set()
     for number, tale in enumerate(tales):
         found = re.findall(r"[a-z'-]+", tale.lower())
@@ -66,13 +70,13 @@ MESSY = b"\xef\xbb\xbfone\r\ntwo\r\n\r\n \nthree\rfour\n\n\n"
         ("file", ["one\ntwo\n\n \nthree\nfour"]),
     ],
 )
-def test_documents_of_a_text(tmp_path, how, expected):
+def test_documents_of_a_text_file(tmp_path, how, expected):
     file = tmp_path / "a.txt"
     file.write_bytes(MESSY)
     assert documents(file, documents=how) == expected
 
 
-def test_documents_by_separator(tmp_path):
+def test_documents_between_separators(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one<|endoftext|>two\nlines<|endoftext|><|endoftext|>\n\nthree\n")
     assert documents(file, documents="separator") == ["one", "two\nlines", "three"]
@@ -81,7 +85,7 @@ def test_documents_by_separator(tmp_path):
 
 
 @given(st.text("ab\n", min_size=1).filter(str.strip), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
-def test_a_stream_is_cut_once_by_position(tmp_path_factory, text, fraction):
+def test_stream_is_cut_once_at_its_position(tmp_path_factory, text, fraction):
     file = tmp_path_factory.mktemp("stream") / "a.txt"
     file.write_text(text)
     found = list(Corpus(DataConfig(path=str(file), documents="none", val_fraction=fraction)))
@@ -111,7 +115,7 @@ def tables(folder) -> dict:
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-def test_tables_plain_and_compressed(tmp_path, ending, compression):
+def test_tables_in_every_format(tmp_path, ending, compression):
     file = tables(tmp_path)[ending]
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
     packed = tmp_path / "sub" / (file.name + compression)
@@ -125,27 +129,29 @@ def test_tables_plain_and_compressed(tmp_path, ending, compression):
         documents(packed, text_column="body")
 
 
-def test_the_format_can_be_named(tmp_path):
+def test_format_can_be_set(tmp_path):
     file = tmp_path / "table.dat"
     file.write_text("text\nhello\n")
     assert documents(file, format="csv") == ["hello"]
     assert documents(file, format="text") == ["text\nhello"]
-    with pytest.raises(UserError, match=r"table\.dat: its ending says nothing; set data\.format"):
+    with pytest.raises(
+        UserError, match=r"table\.dat: cannot infer the format from the extension; set data\.format"
+    ):
         documents(file)
 
 
-def test_a_folder_is_read_in_the_order_of_names_through_a_pattern(tmp_path):
+def test_folder_is_read_in_order_of_names(tmp_path):
     files = {"b.txt": "2", "a.md": "1", "sub/c.txt": "3", "d.png": "no", ".hidden.txt": "no"}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert documents(tmp_path) == ["1", "2", "3"]
     assert documents(tmp_path, pattern="*.txt") == ["2", "3"]
-    with pytest.raises(UserError, match=r"no file in it fits data\.pattern '\*\.csv'"):
+    with pytest.raises(UserError, match=r"no file matches data\.pattern '\*\.csv'"):
         documents(tmp_path, pattern="*.csv")
 
 
-def test_equal_documents_are_dropped_and_counted(tmp_path):
+def test_duplicate_documents_are_dropped(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one\n\ntwo\n\none\n\none")
     corpus = Corpus(DataConfig(path=str(file)))
@@ -154,7 +160,7 @@ def test_equal_documents_are_dropped_and_counted(tmp_path):
     assert documents(file, deduplicate=False) == ["one", "two", "one", "one"]
 
 
-def test_characters_are_written_one_way(tmp_path):
+def test_documents_are_normalized(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("cafe\u0301 ﬁne", encoding="utf-8")
     assert documents(file) == ["café ﬁne"]
@@ -163,21 +169,21 @@ def test_characters_are_written_one_way(tmp_path):
 
 
 @given(st.lists(st.integers(0, 2**64 - 1)))
-def test_hashes_are_a_set(values):
-    seen, hashes = set(), Hashes(recent=3)
+def test_hash_set_equals_a_python_set(values):
+    seen, hashes = set(), HashSet(max_recent=3)
     for value in values:
         assert hashes.add(value) == (value not in seen)
         seen.add(value)
 
 
 @given(st.integers(0, 2**64 - 1), st.floats(0, 1))
-def test_the_split_grows_with_the_fraction_and_nobody_changes_back(digest, fraction):
+def test_validation_split_grows_with_the_fraction(digest, fraction):
     if split_of(digest, fraction) == "val":
         assert split_of(digest, min(1.0, fraction + 0.1)) == "val"
     assert split_of(digest, 0.0) == "train"
 
 
-def test_about_a_tenth_is_held_out_and_adding_text_moves_nothing(tmp_path):
+def test_added_text_moves_no_document_across_splits(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("\n".join(f"document {number % 1000}" for number in range(1500)))
     before = splits(file, documents="line", deduplicate=False)
@@ -198,8 +204,8 @@ def test_about_a_tenth_is_held_out_and_adding_text_moves_nothing(tmp_path):
             r"binary\.txt: not UTF-8 text at byte 5; save it as UTF-8, or set data\.invalid",
         ),
         ("binary.csv", b"text\nfine\n\xff\n", r"binary\.csv: not UTF-8 text at byte 10"),
-        ("empty.txt", b"\n \n", r"empty\.txt: holds no text"),
-        ("empty.csv", b"", r"empty\.csv: holds no text"),
+        ("empty.txt", b"\n \n", r"empty\.txt: no text found"),
+        ("empty.csv", b"", r"empty\.csv: no text found"),
         (
             "torn.txt.gz",
             gzip.compress(b"text" * 999, mtime=0)[:-9],
@@ -207,30 +213,30 @@ def test_about_a_tenth_is_held_out_and_adding_text_moves_nothing(tmp_path):
         ),
         ("wrong.txt.gz", b"no gzip", r"wrong\.txt\.gz: damaged, or not compressed"),
         ("wrong.txt.zst", b"no zstd", r"wrong\.txt\.zst: damaged, or not compressed"),
-        ("wrong.parquet", b"no parquet", r"wrong\.parquet: damaged, or no Parquet"),
+        ("wrong.parquet", b"no parquet", r"wrong\.parquet: damaged, or not a Parquet file"),
         ("wrong.jsonl", b'{"text": "a"}\n{"text"', r"wrong\.jsonl: line 2 is not JSON"),
         ("list.jsonl", b"[1, 2]", r"list\.jsonl: line 1: no column 'text'"),
         ("wrong.csv", b"text,b\n1,2\n1,2,3,4\n", r"wrong\.csv: not a table: .*line 3"),
     ],
 )
-def test_bad_input_is_one_line_that_names_it(tmp_path, name, content, message):
+def test_bad_input_gives_one_line_that_names_the_file(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         documents(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_or_unreadable_source_is_named(tmp_path):
+def test_missing_text_is_named(tmp_path):
     with pytest.raises(
         UserError, match=r"names\.txt: no such file or folder.*minigpt-cli fetch names$"
     ):
         documents(tmp_path / "names.txt")
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(UserError, match=r"folder\.txt: no file in it fits"):
+    with pytest.raises(UserError, match=r"folder\.txt: no file matches"):
         documents(tmp_path / "folder.txt")
 
 
-def test_odd_text_is_text(tmp_path):
+def test_unusual_text_is_kept(tmp_path):
     file = tmp_path / "odd.jsonl"
     odd = ["שלום עולם", "👩‍👩‍👧‍👦 family", "nul\0inside", "x" * 1_000_000]
     lines = [json.dumps({"text": text}) for text in odd]
