@@ -11,8 +11,7 @@ def fetch(
 ) -> None:
     """Put a corpus into data/raw/.
 
-    What is downloaded is checked against a known SHA-256. If the connection breaks off, run the command
-    again: it goes on from there.
+    A download is kept only if its SHA-256 is the expected one.
     """
     from minigpt.corpus.fetch import fetch as fetch_corpus
     from minigpt.corpus.fetch import listing
