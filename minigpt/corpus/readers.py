@@ -131,11 +131,11 @@ def read_errors(file: Path) -> Iterator[None]:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _decompress(raw: IO[bytes], file: Path) -> IO[bytes]:
+def _decompress(raw: IO[bytes], file: Path) -> Any:
     if file.suffix == ".gz":
         return gzip.open(raw)
     if file.suffix == ".zst":
-        decompressor: Any = zstandard.ZstdDecompressor()
+        decompressor = zstandard.ZstdDecompressor()
         return io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True))
     return raw
 
