@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from minigpt.common.config import DataConfig, ModelConfig, TrainConfig, load_params
+from minigpt.common.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig, load_params
 from minigpt.corpus.corpus import Corpus
 from minigpt.data.batches import Batches
 from minigpt.generation.torch_backend import TorchBackend
@@ -31,6 +31,7 @@ from minigpt.training.train import Trainer
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 SENTENCES = ROOT / "data/raw/sentences.txt"
+PARAMS = load_params(ROOT / "params.yaml")
 
 # what was started in the background ignores Ctrl-C, and so would all that it starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -114,7 +115,7 @@ def unlike_at_first(model: MiniGPT) -> MiniGPT:
 
 def model_config(**changes: Any) -> ModelConfig:
     """Return the section `model` of params.yaml with `changes`."""
-    return ModelConfig(**{**load_params(ROOT / "params.yaml").model.model_dump(), **changes})
+    return ModelConfig(**{**PARAMS.model.model_dump(), **changes})
 
 
 def build_model(vocab_size: int = 40, **changes: Any) -> MiniGPT:
@@ -127,30 +128,24 @@ def model_metadata(model: MiniGPT, tokenizer: Tokenizer, **others: Any) -> dict[
     return {"config": config, "tokenizer": tokenizer.to_dict(), **others}
 
 
-def train_config(**changes) -> TrainConfig:
-    values = {
-        "layout": "packed",
-        "batch_size": 4,
-        "max_steps": 12,
-        "learning_rate": 3e-3,
-        "min_learning_rate": 1e-4,
-        "warmup_steps": 2,
-        "weight_decay": 0.1,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "max_grad_norm": 1.0,
-        "eval_interval": 4,
-        "log_interval": 3,
-        "patience": None,
-        "checkpoint_interval": 5,
-        "seed": 0,
-    }
-    return TrainConfig(**{**values, **changes})
+def train_config(**changes: Any) -> TrainConfig:
+    """Return the section `train` of params.yaml for a short training, with `changes`."""
+    short = {"max_steps": 12, "warmup_steps": 2, "eval_interval": 4, "log_interval": 3}
+    return TrainConfig(**{**PARAMS.train.model_dump(), **short, **changes})
+
+
+def data_config(path: Path, **changes: Any) -> DataConfig:
+    """Return the section `data` of params.yaml for the text at `path`, with `changes`."""
+    return DataConfig(**{**PARAMS.data.model_dump(), "path": str(path), **changes})
+
+
+def runtime_config(**changes: Any) -> RuntimeConfig:
+    return RuntimeConfig(**{**PARAMS.runtime.model_dump(), "checkpoint_interval": 5, **changes})
 
 
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
-    return [document.text for document in Corpus(DataConfig(path=str(SENTENCES)))]
+    return [document.text for document in Corpus(data_config(SENTENCES))]
 
 
 @pytest.fixture(scope="session")

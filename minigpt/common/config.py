@@ -1,14 +1,22 @@
-"""params.yaml, validated: every knob of the pipeline as frozen objects.
+"""Validated parameters: the sections of params.yaml as frozen objects.
 
-Loading checks the whole file before any work begins, so a typo in `export` fails in `build_vocab`
-already. params.yaml explains each knob; the types and ranges are here.
+Loading validates the whole file, so a typo in `export` already fails in the first stage.
+params.yaml explains each key and holds its default; types and ranges are defined here.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -23,28 +31,27 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    # strict: "128" is no number, true is no 1; no NaN or infinity anywhere
+    # strict: "128" is not a number and true is not 1
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
     path: Annotated[str, Field(min_length=1)]
-    pattern: Annotated[str, Field(min_length=1)] = "*"
-    format: Literal["auto", "text", "csv", "tsv", "jsonl", "parquet"] = "auto"
-    text_column: Annotated[str, Field(min_length=1)] = "text"
-    documents: Literal["auto", "line", "blank_line", "file", "separator", "none"] = "auto"
-    separator: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
-    deduplicate: bool = True
-    normalization: Normalization = "NFC"
-    invalid_utf8: Literal["error", "replace"] = "error"
-    val_fraction: Literal["auto"] | Fraction = "auto"
+    pattern: Annotated[str, Field(min_length=1)]
+    format: Literal["auto", "text", "csv", "tsv", "jsonl", "parquet"]
+    text_column: Annotated[str, Field(min_length=1)]
+    documents: Literal["auto", "line", "blank_line", "file", "separator", "none"]
+    separator: Annotated[str, Field(min_length=1)]
+    deduplicate: bool
+    normalization: Normalization
+    invalid_utf8: Literal["error", "replace"]
+    val_fraction: Literal["auto"] | Fraction
 
 
 class TokenizerConfig(Section):
     type: Literal["char", "bpe"]
-    vocab_size: Annotated[
-        int, Field(ge=260, le=2**20)
-    ]  # 4 special tokens and 256 bytes are the least
+    # at least the 4 special tokens and 256 bytes
+    vocab_size: Annotated[int, Field(ge=260, le=2**20)]
     min_freq: PositiveInt
     lowercase: bool
 
@@ -62,17 +69,18 @@ class ModelConfig(Section):
 
     @field_validator("num_heads")
     @classmethod
-    def heads_divide_the_model(cls, num_heads: int, info) -> int:
+    def num_heads_divides_d_model(cls, num_heads: int, info: ValidationInfo) -> int:
         d_model = info.data.get("d_model")
         if d_model is not None and d_model % num_heads:
             raise ValueError(f"must divide d_model ({d_model})")
         return num_heads
 
     @model_validator(mode="after")
-    def rotary_turns_pairs(self) -> "ModelConfig":
+    def rotary_needs_even_head_size(self) -> "ModelConfig":
         if self.positional == "rotary" and self.d_model // self.num_heads % 2:
             raise ValueError(
-                f"positional rotary needs an even d_model / num_heads ({self.d_model} / {self.num_heads})"
+                "positional rotary needs an even d_model / num_heads "
+                f"({self.d_model} / {self.num_heads})"
             )
         return self
 
@@ -80,55 +88,58 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     layout: Literal["packed", "padded"]
     batch_size: PositiveInt
-    accumulation_steps: PositiveInt = 1
+    accumulation_steps: PositiveInt
     max_steps: PositiveInt | None
-    max_epochs: Annotated[float, Field(gt=0)] | None = None
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    max_epochs: Annotated[float, Field(gt=0)] | None
+    optimizer: Literal["adamw", "muon"]
     learning_rate: Annotated[float, Field(gt=0)]
     min_learning_rate: Annotated[float, Field(ge=0)]
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"]
     warmup_steps: NonNegativeInt
-    decay_steps: PositiveInt = 400
+    decay_steps: PositiveInt
     weight_decay: Annotated[float, Field(ge=0)]
     beta1: Fraction
     beta2: Fraction
     max_grad_norm: Annotated[float, Field(gt=0)]
     eval_interval: PositiveInt
-    eval_batches: PositiveInt | None = None
+    eval_batches: PositiveInt | None
     log_interval: PositiveInt
     patience: PositiveInt | None
-    checkpoint_interval: PositiveInt
-    checkpoint_seconds: Annotated[float, Field(gt=0)] | None = None
-    init_from: str | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
-    processes: PositiveInt = 1
+    init_from: str | None
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    compile: bool
+    processes: PositiveInt
     seed: Seed
 
     @field_validator("init_from")
     @classmethod
-    def pretrained_models_lie_where_dvc_looks(cls, path: str | None) -> str | None:
+    def init_from_is_in_pretrained(cls, path: str | None) -> str | None:
         if path is not None and not path.startswith("pretrained/"):
             raise ValueError(
-                "must be a file in pretrained/, the folder that DVC watches; copy the model there"
+                "must be a file in pretrained/, which the stage depends on; copy the model there"
             )
         return path
 
     @model_validator(mode="after")
     def schedule_fits(self) -> "TrainConfig":
         if self.max_steps is None and self.max_epochs is None:
-            raise ValueError("max_steps and max_epochs are both null; give one of them")
+            raise ValueError("max_steps and max_epochs are both null; set one of them")
         if self.max_steps is not None:
             self.check_length(self.max_steps)
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
-                f"min_learning_rate ({self.min_learning_rate}) exceeds learning_rate ({self.learning_rate})"
+                f"min_learning_rate ({self.min_learning_rate}) exceeds "
+                f"learning_rate ({self.learning_rate})"
             )
         return self
 
     def check_length(self, total_steps: int) -> None:
-        """Raises ValueError where the learning-rate schedule needs more than `total_steps`."""
+        """Check that the learning-rate schedule fits into `total_steps`.
+
+        Raises:
+            ValueError: warmup and decay take more steps.
+        """
         names, needed = "warmup_steps", self.warmup_steps
         if self.schedule == "wsd":
             names, needed = "warmup_steps and decay_steps", needed + self.decay_steps
@@ -151,8 +162,17 @@ class ExportConfig(Section):
     max_quality_loss: Annotated[float, Field(gt=0)]
 
 
+class RuntimeConfig(Section):
+    checkpoint_interval: PositiveInt
+    checkpoint_seconds: Annotated[float, Field(gt=0)] | None
+
+
 class Params(Section):
-    """The whole of params.yaml: one section a stage, `data` and `tokenizer` for the first two."""
+    """Contents of params.yaml.
+
+    One section for each stage (`data` and `tokenizer` for the first two), and `runtime`, whose keys
+    change no output.
+    """
 
     data: DataConfig
     tokenizer: TokenizerConfig
@@ -160,6 +180,7 @@ class Params(Section):
     train: TrainConfig
     evaluate: EvaluateConfig
     export: ExportConfig
+    runtime: RuntimeConfig
 
 
 # For model files, experiments and commits older than a key: the value that has the same effect.
@@ -198,17 +219,17 @@ def add_missing(sections: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check `path`.
+    """Load and validate the parameters in `path`.
 
     Raises:
-        UserError: the file is missing or no YAML, a key is unknown or missing, a value has the
+        UserError: the file is missing or not YAML, a key is unknown or missing, or a value has the
             wrong type or range. The message names the key.
     """
     try:
-        # ruamel reads YAML 1.2 like DVC, so 1e-3 is a number (YAML 1.1 takes it for text)
+        # YAML 1.2, like DVC: 1e-3 is a number (in YAML 1.1 it is a string)
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: not found here; run in the folder that holds it") from None
+        raise UserError(f"{path}: not found; run in the folder that contains it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (YAMLError, ValueError) as error:
@@ -220,7 +241,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def _one_line(error: ValidationError) -> str:
-    # an unknown key first: a misspelt one is also missing, but its wrong name is what to correct
+    # unknown keys first: a misspelled key is also reported as missing
     first, *others = sorted(
         error.errors(), key=lambda problem: problem["type"] != "extra_forbidden"
     )
@@ -239,5 +260,5 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _key(problem: ErrorDetails) -> str:
-    """The section and the key; behind them a union tells which of its branches it means."""
+    """Return section.key, without the branch of a union that pydantic appends."""
     return ".".join(str(part) for part in problem["loc"][:2])

@@ -31,7 +31,7 @@ class Batches:
         seed: of the order of the rows, ≥ 0.
 
     Raises:
-        UserError: there are less than two tokens, so nothing to predict.
+        UserError: there are fewer than two tokens, so nothing to predict.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Batches:
     ):
         if len(ids) < 2:
             raise UserError(
-                "data.path: a split of the text holds less than two tokens; give it more text"
+                "data.path: a split of the text holds fewer than two tokens; give it more text"
             )
         self.ids, self.batch_size, self.max_seq_len, self.seed = ids, batch_size, max_seq_len, seed
         self.packed = layout == "packed"

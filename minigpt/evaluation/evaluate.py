@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from minigpt.data.batches import Batch
+from minigpt.data.tensors import to_tensors
 from minigpt.data.token_files import SplitInfo
-from minigpt.model.loss import bits_per, cross_entropy, to_tensors
+from minigpt.model.loss import bits_per, cross_entropy
 from minigpt.tokenizer import PAD, Tokenizer
 
 CLASSES = [

@@ -1,8 +1,7 @@
-"""One training in several processes: each works through its share of every batch (data parallelism).
+"""Data-parallel training: several processes, each with its share of every batch.
 
-PyTorch's engine does it: torchrun starts the processes and watches over them, and
-DistributedDataParallel makes every gradient the mean over all of them (pytorch.org/docs/stable/ddp_comm_hooks,
-Li et al., arXiv:2006.15704).
+torchrun starts and supervises the processes; DistributedDataParallel averages their gradients (Li et
+al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", arXiv:2006.15704).
 """
 
 import contextlib
@@ -21,11 +20,11 @@ from minigpt.common.errors import UserError
 
 
 class Group:
-    """The processes that train together; one that trains alone is a group of one.
+    """Processes that train together; a single process is a group of size 1.
 
     Attributes:
-        rank: the number of this process, from 0; only 0 writes and reports.
-        size: how many there are.
+        rank: index of this process, from 0; only rank 0 writes files and reports.
+        size: number of processes.
     """
 
     def __init__(self) -> None:
@@ -33,64 +32,63 @@ class Group:
         self.size = dist.get_world_size() if dist.is_initialized() else 1
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """`model`, such that its gradients become the mean over the group."""
+        """Wrap `model` so that its gradients are averaged over the group."""
         return DistributedDataParallel(model) if self.size > 1 else model
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the group, in every process."""
+        """Return the sum of `tensor` over the group, on every rank."""
         if self.size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true in any process."""
+        """Return whether `flag` is true on any rank."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))))
 
     def wait(self) -> None:
-        """Until every process of the group is here."""
+        """Barrier: block until all ranks arrive."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Group]:
-    """The group that this process belongs to, as torchrun's environment variables tell.
+    """Join the group that torchrun's environment variables describe, and leave it at the end.
 
     Raises:
-        UserError: another process of the group has ended.
+        UserError: another process of the group ended.
     """
     if not launched():
         yield Group()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # the first may have to wait for another training; a process that is lost is noticed at once all the same
+    # long, because rank 0 may wait for another training; a lost process is detected at once anyway
     dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     try:
         yield Group()
     except RuntimeError as error:
         if "onnection" not in str(error):
             raise
-        raise UserError("another process of this training has ended; stopping, too") from None
+        raise UserError("another process of this training ended; stopping this one") from None
     finally:
         dist.destroy_process_group()
 
 
 def launched() -> bool:
-    """Whether torchrun, or `launch`, has started this process."""
+    """Return whether torchrun or `launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launch(module: str, processes: int) -> None:
-    """Run `python -m module` in so many processes on this machine, as torchrun does, and wait for them.
+    """Run `python -m module` in several processes on this machine, as torchrun does.
 
     Raises:
         UserError: a process was killed.
-        SystemExit: a process failed, having said why; or a signal ended them all.
+        SystemExit: a process failed and printed the reason, or a signal ended all of them.
     """
-    os.environ.setdefault(
-        "LOGLEVEL", "CRITICAL"
-    )  # torchrun's pages about a failed process; read at the import
+    # silences torchrun's long report of a failed process; must be set before the import
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -115,6 +113,6 @@ def launch(module: str, processes: int) -> None:
         if code < 0:
             name = signal.Signals(-code).name
             raise UserError(
-                f"a training process was ended by {name}; `dvc repro` goes on from the last saved state"
+                f"a training process was ended by {name}; rerun to resume from the last checkpoint"
             ) from None
         sys.exit(code)

@@ -1,35 +1,47 @@
-"""Training state on disk: saved atomically, verified when loaded."""
+"""Resuming: checkpoints of an interrupted training, and the facts that decide which one it is."""
 
 import contextlib
+import hashlib
+import json
 import logging
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
+from minigpt.common.config import Params, RuntimeConfig
+from minigpt.common.files import atomic_write, file_digest
+from minigpt.data.token_files import Tokens
 from minigpt.model.checkpoint import DamagedFileError, Tensors, load, save
+from minigpt.training.device import use_bfloat16
+from minigpt.training.distributed import Group
+
+log = logging.getLogger(__name__)
 
 
 def pack_state(
     model: nn.Module, best: Tensors, optimizers: list[torch.optim.Optimizer], others: Tensors
 ) -> Tensors:
-    """The tensors of a training, under one roof: what `unpack_state` needs to go on with it."""
+    """Flatten model, best weights, optimizer state and `others` into one dict."""
     tensors = {f"other.{name}": tensor for name, tensor in others.items()}
     tensors |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{number}.{index}.{name}": tensor for name, tensor in values.items()
-            }
+            prefix = f"optimizer.{number}.{index}."
+            tensors |= {prefix + name: tensor for name, tensor in values.items()}
     return tensors
 
 
 def unpack_state(
     tensors: Tensors, model: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[Tensors, Tensors]:
-    """Put what `pack_state` packed into `model` and `optimizers`; returns `best` and `others`."""
+    """Restore `model` and `optimizers` from `pack_state`'s dict; return `best` and `others`."""
 
     def part(prefix: str) -> Tensors:
         return {
@@ -48,41 +60,127 @@ def unpack_state(
     return part("best."), part("other.")
 
 
-log = logging.getLogger(__name__)
-
-
 class ResumeStore:
-    """The training states of one run: the newest two, in a folder of their own."""
+    """The newest two checkpoints of one training, in a folder of their own."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, config: RuntimeConfig):
+        self.folder, self.config = folder, config
+        self._saved_at = time.monotonic()
         self._damaged: list[Path] = []
 
+    def is_due(self, step: int) -> bool:
+        """Return whether to save a checkpoint after `step` steps."""
+        seconds = self.config.checkpoint_seconds
+        late = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        return late or step % self.config.checkpoint_interval == 0
+
     def save(self, step: int, tensors: Tensors, metadata: dict[str, Any]) -> None:
-        for file in self._damaged:  # or they would count as the newest
+        self._saved_at = time.monotonic()
+        for file in self._damaged:  # one of a later step would count as the newest
             file.unlink(missing_ok=True)
         save(self.folder / f"step-{step:09d}.safetensors", tensors, metadata)
         for old in self._files()[2:]:
             old.unlink()
 
     def load(self) -> tuple[Tensors, dict[str, Any]] | None:
-        """The newest state that is whole; None where there is none."""
+        """Return the newest undamaged checkpoint, or None if there is none."""
         for file in self._files():
             try:
                 return load(file)
             except DamagedFileError as error:
-                log.warning("%s; going back to the state before it", error)
+                log.warning("%s; trying the checkpoint before it", error)
                 self._damaged.append(file)
         return None
 
     def clear(self) -> None:
-        """Forget the states: the training is done."""
-        for file in self.folder.glob(".step-*"):  # half-written when a process was killed
+        """Delete the checkpoints after the training has finished."""
+        for file in self.folder.glob(".step-*"):  # temporary files of a killed process
             file.unlink()
         for file in self._files():
             file.unlink()
-        with contextlib.suppress(OSError):  # somebody else's file in it, or never made
+        with contextlib.suppress(OSError):  # the folder holds other files, or was never created
             self.folder.rmdir()
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+
+@contextlib.contextmanager
+def resume_store(
+    root: Path, facts: dict[str, Any], config: RuntimeConfig, group: Group
+) -> Iterator[ResumeStore]:
+    """Lock the checkpoints of the training with these `facts` in `root`; delete them at the end."""
+    folder = root / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    store = ResumeStore(folder, config)
+    if group.rank > 0:
+        group.wait()
+        yield store
+        return
+    with _locked(folder):
+        group.wait()  # the other ranks read checkpoints only after rank 0 holds the lock
+        facts_file = folder / "facts.json"
+        if not facts_file.exists():
+            _log_differing_facts(root, facts)
+            atomic_write(facts_file, json.dumps(facts, indent=1).encode())
+        yield store
+        facts_file.unlink()
+        store.clear()
+
+
+def training_facts(
+    params: Params, tokens: Tokens, device: torch.device, group: Group, code_sha256: str
+) -> dict[str, Any]:
+    """Return everything that the result depends on, to the bit.
+
+    A checkpoint is resumed only by a training with the same facts.
+    """
+    init_from = Path(params.train.init_from or "")
+    return {
+        **{f"model.{key}": value for key, value in params.model.model_dump().items()},
+        **{f"train.{key}": value for key, value in params.train.model_dump().items()},
+        "pretrained model": file_digest(init_from, "sha256") if init_from.is_file() else None,
+        "data": tokens.sha256(),
+        "code": code_sha256,
+        "libraries": f"torch {torch.__version__}, numpy {np.__version__}",
+        "processor": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": use_bfloat16(params.train, device),
+        "threads": torch.get_num_threads(),
+        "processes": group.size,
+    }
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("another process trains this model; waiting for it (%s)", lock.lock_file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def _log_differing_facts(root: Path, facts: dict[str, Any]) -> None:
+    """Log why the latest unfinished training in `root`, if any, cannot be resumed."""
+    # another process trains or has just finished it, or the file is damaged
+    with contextlib.suppress(Timeout, FileNotFoundError, ValueError):
+        unfinished = [file for file in root.glob("*/facts.json") if any(file.parent.glob("step-*"))]
+        if not unfinished:
+            return
+        latest = max(unfinished, key=lambda file: file.stat().st_mtime)
+        with _lock(latest.parent).acquire(blocking=False):
+            others = json.loads(latest.read_text())
+            differing = [name for name in facts if facts[name] != others.get(name)]
+            log.info(
+                "starting from step 0: the unfinished training differs in %s", ", ".join(differing)
+            )

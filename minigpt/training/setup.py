@@ -1,43 +1,63 @@
-"""Weights of a trained model, made to fit the vocabulary of another text."""
+"""Construction of a `Trainer` from the parameters, and the errors that a training can raise."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from minigpt.common.config import Params
 from minigpt.common.errors import UserError
-from minigpt.common.text import printable
-from minigpt.model.checkpoint import Tensors
-from minigpt.tokenizer import CharTokenizer, Tokenizer
+from minigpt.data.batches import Batches
+from minigpt.data.token_files import Tokens
+from minigpt.model.model import MiniGPT
+from minigpt.tokenizer import Tokenizer
+from minigpt.training.distributed import Group
+from minigpt.training.fine_tuning import load_pretrained
+from minigpt.training.resume import ResumeStore
+from minigpt.training.train import Trainer
 
-BY_ID = ("token_embedding.weight", "head.weight", "head.bias")  # a row for each id
-BY_PAIR = "bigram_embedding.embedding.weight"  # a row for each pair of ids, by hash
+log = logging.getLogger(__name__)
 
 
-def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensors:
-    """Weights learned with the vocabulary `old`, for ids of `new`: each known token keeps what it knows.
+def build_trainer(
+    params: Params,
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    device: torch.device,
+    resume: ResumeStore,
+    group: Group,
+) -> Trainer:
+    """Build the model, its batches and their trainer; the same seed gives the same training."""
+    torch.manual_seed(params.train.seed)
+    torch.use_deterministic_algorithms(True)
+    model = MiniGPT(tokenizer.vocab_size, params.model)
+    if params.train.init_from is not None:
+        load_pretrained(Path(params.train.init_from), model, tokenizer)
+    layout = (params.train.layout, params.train.batch_size, params.model.max_seq_len)
+    train_batches = Batches(tokens.ids["train"], *layout, seed=params.train.seed)
+    val_batches = Batches(tokens.ids[tokens.val_split], *layout)
+    trainer = Trainer(model.to(device), train_batches, val_batches, params.train, resume, group)
+    if trainer.progress.step:
+        log.info("resuming at step %d of an interrupted training", trainer.progress.step)
+    log.info("training %s parameters on %s", f"{model.num_parameters:,}", device.type)
+    return trainer
 
-    Raises:
-        UserError: `new` has tokens that `old` lacks; the message lists them.
-    """
-    if old.sha256() == new.sha256():
-        return tensors
-    if not (isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer)):
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors of PyTorch that a parameter can avoid into a `UserError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
         raise UserError(
-            "its subword vocabulary is not that of the text; take data/vocab.json from that training"
-        )
-    if missing := [character for character in new.characters if character not in old.characters]:
+            "train.batch_size: out of memory; lower it, or raise train.accumulation_steps"
+        ) from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"it does not know these characters of the text: {printable(missing)}; "
-            "remove them, or make them rare enough for tokenizer.min_freq"
-        )
-    specials = old.vocab_size - len(old.characters)
-    ids = torch.tensor(
-        [*range(specials), *(specials + old.characters.index(c) for c in new.characters)]
-    )
-    adapted = {name: tensor[ids] if name in BY_ID else tensor for name, tensor in tensors.items()}
-    if BY_PAIR in tensors:
-        table = tensors[BY_PAIR]
-        adapted[BY_PAIR] = torch.zeros_like(table)
-        second = torch.arange(len(ids))
-        for first in range(len(ids)):
-            rows = (ids[first] * old.vocab_size + ids) % len(table)
-            adapted[BY_PAIR][(first * new.vocab_size + second) % len(table)] = table[rows]
-    return adapted
+            f"train.compile: PyTorch cannot compile here ({reason}); set it to false"
+        ) from None

@@ -1,12 +1,11 @@
 """The training loop: batches in, a trained model out.
 
-It knows no files and no tracker. What it learns on the way it tells to `report`; what it needs to go
-on after an interruption it hands to a `ResumeStore`.
+The loop knows no tracker. Metrics go to the `report` callback; checkpoints, from which an
+interrupted training resumes, go to a `ResumeStore`.
 """
 
 import itertools
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,48 +17,53 @@ from torch import Tensor
 from minigpt.common.config import TrainConfig
 from minigpt.common.errors import UserError
 from minigpt.data.batches import Batches
+from minigpt.data.tensors import to_tensors
 from minigpt.model.checkpoint import Tensors
-from minigpt.model.loss import cross_entropy, sum_loss, to_tensors
+from minigpt.model.loss import cross_entropy, sum_loss
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import PAD
+from minigpt.training.device import use_bfloat16
 from minigpt.training.distributed import Group
 from minigpt.training.optim import build_optimizers, learning_rate
 from minigpt.training.resume import ResumeStore, pack_state, unpack_state
 
-# What was measured at a step: "step", "tokens", and "train/loss", "learning_rate", … or "val/loss"
-Row = dict[str, float]
+# Measurements of one step: "step", "tokens", and "train/loss", "learning_rate", … or "val/loss"
+Metrics = dict[str, float]
+
+# The micro-batches of a step, each input_ids and targets (B, T), and the targets of the whole step
+StepInputs = tuple[list[tuple[Tensor, Tensor]], int]
 
 
 @dataclass
 class Progress:
-    """How far training is; together with weights, optimizer and RNG all that the next step depends on."""
+    """Progress of a training: with weights and optimizer state, all that the next step depends on."""
 
     step: int = 0  # optimizer steps done
-    tokens: int = 0  # input positions seen, padding included
+    tokens: int = 0  # input positions processed, padding included
     best_step: int = 0
     best_val_loss: float = math.inf
     evals_without_gain: int = 0
-    history: list[Row] = field(default_factory=list)
+    history: list[Metrics] = field(default_factory=list)
 
 
-class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
-    """Training was asked to stop before its end; its state is saved."""
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """Raised when `should_stop` ends a training early; its state is saved."""
 
 
 class Trainer:
-    """Trains `model` in place; at the end it holds the weights with the lowest validation loss.
+    """Trains `model` in place and leaves it with the weights of the lowest validation loss.
 
     Args:
-        model: on the device to train on, initialised.
-        train_batches, val_batches: addressed by step, and iterated as a whole.
-        config: the `train` section of params.yaml.
-        resume: where to keep the state; a state found there is continued, to the very bytes that an
-            uninterrupted training gives (same machine, same number of threads).
-        group: the processes that share the work; all of them make a Trainer of the same arguments.
+        model: an initialized model, on the device to train on.
+        train_batches, val_batches: one is indexed by step, the other is iterated.
+        config: the section `train` of params.yaml.
+        resume: where to save checkpoints. If it holds one, training continues from there to the
+            same bytes as without an interruption (on the same machine and number of threads).
+        group: the processes that share the work; each builds a Trainer with the same arguments.
 
     Raises:
-        UserError: the learning-rate schedule is longer than the training, or the rows of a step cannot
-            be shared out evenly.
+        UserError: the learning-rate schedule is longer than the training, or the rows of a step
+            cannot be divided evenly.
     """
 
     def __init__(
@@ -78,34 +82,33 @@ class Trainer:
         self.total_steps = _total_steps(config, train_batches)
         self.progress = Progress()
         self.best: Tensors = {}  # the weights with the lowest validation loss so far
-        self.loss_sum = torch.zeros((), device=self.device)  # since the last row of the history
-        if resume is not None and (state := resume.load()) is not None:
-            self._load_state(*state)
+        self.loss_sum = torch.zeros((), device=self.device)  # since the last logged step
+        if resume is not None and (checkpoint := resume.load()) is not None:
+            self._restore(*checkpoint)
         self._check_group()
-        # what the steps run: the same weights as `model`, which evaluation and sampling use
+        # both share the weights of `model`, which evaluation and sampling use directly
         parallel_model = self.group.parallel(model)
         self.forward = torch.compile(parallel_model) if config.compile else parallel_model
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=use_bfloat16(config, self.device)
         )
-        self.prefetched: dict[int, tuple[list[tuple[Tensor, Tensor]], int]] = {}
-        self.saved_at = time.monotonic()
+        self.prefetched: dict[int, StepInputs] = {}
 
     def run(
         self,
-        report: Callable[[Row], None] = lambda row: None,
+        report: Callable[[Metrics], None] = lambda metrics: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Progress:
-        """Train to the end.
+        """Train until the last step or until the validation loss stops improving.
 
         Args:
-            report: told each new row of the history.
-            should_stop: asked after each step.
+            report: called with the metrics of each logged step and each validation.
+            should_stop: called after each step; training stops if it returns true.
 
         Raises:
-            Interrupted: `should_stop` said so; the state is saved.
-            UserError: the loss explodes, or a gradient is not finite, and the model is that of the step
-                before; or a validation loss is not finite.
+            Interrupted: `should_stop` returned true; the state is saved.
+            UserError: the loss explodes or a gradient is not finite (the model keeps the weights of
+                the step before), or a validation loss is not finite.
         """
         config, progress = self.config, self.progress
         self.model.train()
@@ -117,10 +120,10 @@ class Trainer:
             if progress.step % config.eval_interval == 0 or last:
                 report(self._evaluate())
             if self.group.any(should_stop()) and not self.finished:
-                self._save_state()
+                self._save()
                 raise Interrupted
-            if self._state_is_due() and not self.finished:
-                self._save_state()
+            if self.resume and self.resume.is_due(progress.step) and not self.finished:
+                self._save()
         self.model.load_state_dict(self.best)
         self.model.eval()
         return progress
@@ -128,94 +131,100 @@ class Trainer:
     @property
     def finished(self) -> bool:
         patience = self.config.patience
-        tired = patience is not None and self.progress.evals_without_gain >= patience
-        return tired or self.progress.step >= self.total_steps
+        out_of_patience = patience is not None and self.progress.evals_without_gain >= patience
+        return out_of_patience or self.progress.step >= self.total_steps
 
     def _step(self) -> Tensor:
-        """One update; returns the norm of the gradient before clipping."""
+        """Update the weights once; return the gradient norm before clipping."""
         step = self.progress.step
-        self._prepare(step)
-        pieces, num_targets = (
-            self.prefetched.pop(step) if step in self.prefetched else self._pieces(step)
-        )
+        # 1. Set what depends on the step alone.
+        self._set_learning_rate(step)
+        self._seed_dropout(step)
+        if step not in self.prefetched:
+            self.prefetched[step] = self._inputs(step)
+        microbatches, num_targets = self.prefetched.pop(step)
+        # 2. Add up the gradients of the micro-batches.
         loss = torch.zeros((), device=self.device)
-        for input_ids, targets in pieces:
+        for input_ids, targets in microbatches:  # both (B, T)
             with self.autocast:
-                piece_loss = (
-                    cross_entropy(self.forward(input_ids), targets, reduction="sum") / num_targets
-                )
-            (
-                piece_loss * self.group.size
-            ).backward()  # gradients become the mean over the group: make it the sum
-            loss += piece_loss.detach()
-        self.prefetched[step + 1] = self._pieces(step + 1)  # while an accelerator is still at work
+                logits = self.forward(input_ids)  # (B, T, V)
+                # a share of the mean over the whole step: each target counts the same
+                share = cross_entropy(logits, targets, reduction="sum") / num_targets
+            # DistributedDataParallel averages gradients over the group: turn the mean into the sum
+            (share * self.group.size).backward()
+            loss += share.detach()
+        self.prefetched[step + 1] = self._inputs(step + 1)  # while an accelerator still computes
         loss = self.group.sum(loss)
+        # 3. Limit the length of the gradient.
         gradient_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.max_grad_norm
         )
-        # before the update, which would spoil every weight; guessing at random costs log V
-        if not (
-            torch.isfinite(gradient_norm) & (loss < 3 * math.log(self.model.head.out_features))
-        ):
+        # 4. Stop before an update that would destroy the weights. A uniform guess costs log V.
+        highest_loss = 3 * math.log(self.model.head.out_features)
+        if not (torch.isfinite(gradient_norm) & (loss < highest_loss)):
             raise self._diverged(
                 step + 1, f"loss {loss.item():.3g}, gradient norm {gradient_norm.item():.3g}"
             )
+        # 5. Move the weights against the gradient.
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad()
         self.loss_sum += loss
         self.progress.step += 1
-        self.progress.tokens += self.group.size * sum(input_ids.numel() for input_ids, _ in pieces)
+        tokens = sum(input_ids.numel() for input_ids, _ in microbatches)
+        self.progress.tokens += self.group.size * tokens
         return gradient_norm
 
-    def _prepare(self, step: int) -> None:
-        """What depends on the step alone: the learning rate, and the randomness of dropout."""
+    def _set_learning_rate(self, step: int) -> None:
         for optimizer in self.optimizers:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = learning_rate(step, self.config, self.total_steps)
+
+    def _seed_dropout(self, step: int) -> None:
+        """Make dropout a function of the step, so that a resumed training draws the same."""
         if self.model.dropout.p:
             seeds = np.random.SeedSequence([self.config.seed, step, self.group.rank])
             torch.manual_seed(int(seeds.generate_state(1)[0]))
 
-    def _pieces(self, step: int) -> tuple[list[tuple[Tensor, Tensor]], int]:
-        """This process's rows of the batch of a step, in pieces that fit into memory, and the targets of all rows."""
-        input_ids, targets = self.train_batches[step]
-        rows = slice(self.group.rank, None, self.group.size)
-        parts = (
-            np.split(array[rows], self.config.accumulation_steps) for array in (input_ids, targets)
-        )
-        return [to_tensors(piece, self.device) for piece in zip(*parts, strict=True)], int(
-            (targets != PAD).sum()
-        )
+    def _inputs(self, step: int) -> StepInputs:
+        """Return this process's rows of the batch of `step`, as micro-batches."""
+        batch = self.train_batches[step]  # input_ids and targets, both (B, T)
+        own_rows = slice(self.group.rank, None, self.group.size)
+        parts = (np.split(array[own_rows], self.config.accumulation_steps) for array in batch)
+        microbatches = [to_tensors(part, self.device) for part in zip(*parts, strict=True)]
+        return microbatches, int((batch[1] != PAD).sum())
 
     def _diverged(self, step: int, figures: str) -> UserError:
         rate = self.optimizers[0].param_groups[0]["lr"]
         return UserError(
-            f"training diverged at step {step}: {figures}, learning rate {rate:.3g}; lower train.learning_rate"
+            f"training diverged at step {step}: {figures}, learning rate {rate:.3g}; "
+            "lower train.learning_rate"
         )
 
-    def _log(self, gradient_norm: torch.Tensor) -> Row:
-        row = {
-            "step": self.progress.step,
-            "tokens": self.progress.tokens,
+    def _log(self, gradient_norm: Tensor) -> Metrics:
+        progress = self.progress
+        # the last interval may be shorter
+        steps = (progress.step - 1) % self.config.log_interval + 1
+        metrics = {
+            "step": progress.step,
+            "tokens": progress.tokens,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": gradient_norm.item(),
-            # the last row may come before its interval is full
-            "train/loss": self.loss_sum.item()
-            / ((self.progress.step - 1) % self.config.log_interval + 1),
+            "train/loss": self.loss_sum.item() / steps,
         }
         self.loss_sum.zero_()
-        self.progress.history.append(row)
-        return row
+        progress.history.append(metrics)
+        return metrics
 
-    def _evaluate(self) -> Row:
-        progress = self.progress
+    def _evaluate(self) -> Metrics:
+        """Compute the validation loss, and keep the weights if it is the lowest so far."""
+        progress, group = self.progress, self.group
+        # rank r of R evaluates batches r, r + R, r + 2R, …
         batches = itertools.islice(
-            self.val_batches, self.group.rank, self.config.eval_batches, self.group.size
+            self.val_batches, group.rank, self.config.eval_batches, group.size
         )
-        total, count = self.group.sum(
-            torch.tensor(sum_loss(self.model, batches), dtype=torch.float64)
-        ).tolist()
+        sums = torch.tensor(sum_loss(self.model, batches), dtype=torch.float64)  # (2,)
+        total, count = group.sum(sums).tolist()
         val_loss = total / count
         if not math.isfinite(val_loss):
             raise self._diverged(progress.step, f"validation loss {val_loss:.3g}")
@@ -225,44 +234,39 @@ class Trainer:
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         else:
             progress.evals_without_gain += 1
-        row = {"step": progress.step, "tokens": progress.tokens, "val/loss": val_loss}
-        progress.history.append(row)
-        return row
-
-    def _state_is_due(self) -> bool:
-        seconds = self.config.checkpoint_seconds
-        late = seconds is not None and time.monotonic() - self.saved_at >= seconds
-        return late or self.progress.step % self.config.checkpoint_interval == 0
+        metrics = {"step": progress.step, "tokens": progress.tokens, "val/loss": val_loss}
+        progress.history.append(metrics)
+        return metrics
 
     def _check_group(self) -> None:
-        pieces = self.group.size * self.config.accumulation_steps
-        if self.config.batch_size % pieces:
+        group, config = self.group, self.config
+        parts = group.size * config.accumulation_steps
+        if config.batch_size % parts:
             raise UserError(
-                f"train.batch_size: {self.config.batch_size} is not divisible by {pieces} "
-                f"({self.group.size} processes × accumulation_steps {self.config.accumulation_steps})"
+                f"train.batch_size: {config.batch_size} is not divisible by {parts} "
+                f"({group.size} processes × accumulation_steps {config.accumulation_steps})"
             )
-        steps = self.group.sum(torch.tensor(float(self.progress.step)))
-        if steps != self.group.size * self.progress.step:
+        steps = group.sum(torch.tensor(float(self.progress.step)))
+        if steps != group.size * self.progress.step:
             raise UserError(
-                ".minigpt: the processes found different states; let all machines see the same folder"
+                ".minigpt: the processes found different checkpoints; share the folder "
+                "between all machines"
             )
 
-    def _save_state(self) -> None:
-        self.saved_at = time.monotonic()
+    def _save(self) -> None:
         if self.resume is not None and self.group.rank == 0:
-            tensors = pack_state(
-                self.model, self.best, self.optimizers, {"loss_sum": self.loss_sum}
-            )
+            others = {"loss_sum": self.loss_sum}
+            tensors = pack_state(self.model, self.best, self.optimizers, others)
             self.resume.save(self.progress.step, tensors, {"progress": asdict(self.progress)})
 
-    def _load_state(self, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    def _restore(self, tensors: Tensors, metadata: dict[str, Any]) -> None:
         self.best, others = unpack_state(tensors, self.model, self.optimizers)
         self.loss_sum = others["loss_sum"].to(self.device)
         self.progress = Progress(**metadata["progress"])
 
 
 def _total_steps(config: TrainConfig, batches: Batches) -> int:
-    """`max_steps` or `max_epochs`, whichever ends first."""
+    """Return the steps until `max_steps` or `max_epochs`, whichever comes first."""
     limits = [config.max_steps] if config.max_steps is not None else []
     if config.max_epochs is not None:
         limits.append(math.ceil(config.max_epochs * batches.num_rows / config.batch_size))
@@ -271,15 +275,3 @@ def _total_steps(config: TrainConfig, batches: Batches) -> int:
     except ValueError as error:
         raise UserError(f"train: {error}") from None
     return min(limits)
-
-
-def use_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether products run in bfloat16; by default where the processor is made for it, which quarters their time."""
-    if config.precision != "auto":
-        return config.precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(
-        capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")
-    )

@@ -6,8 +6,32 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from minigpt.common.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class SignalCatcher:
+    """Notes SIGINT and SIGTERM instead of ending the process."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda signum, frame: self._numbers.append(signum))
+
+    def received(self) -> bool:
+        return bool(self._numbers)
+
+    def exit(self, message: str) -> NoReturn:
+        """Log `message` and exit with the code of the signal.
+
+        A code of 0 would tell DVC that the outputs are complete. If only another process of the
+        group received the signal, the code is that of SIGTERM.
+        """
+        log.warning(message)
+        sys.exit(128 + (self._numbers or [signal.SIGTERM])[0])
 
 
 def run_stage(main: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from minigpt.data.token_files import Tokens
 from minigpt.generation.sampling import Sampling
 from minigpt.model.checkpoint import load, load_model
 from minigpt.tokenizer import tokenizer_from_dict
-from minigpt.training.train import Row
+from minigpt.training.train import Metrics
 from pipeline.common import paths
 from pipeline.tracking import lineage, store
 from pipeline.tracking.history import Snapshot
@@ -71,7 +71,7 @@ def log_metrics(run_id: str, values: dict[str, float]) -> None:
     log_rows(run_id, [(time.time(), {**values, "step": 0})])
 
 
-def add_row(rows: list[tuple[float, Row]], row: Row) -> None:
+def add_row(rows: list[tuple[float, Metrics]], row: Metrics) -> None:
     """Append a row, with the time; what the last one has said of the same step is not said again.
 
     MLflow draws a curve by tokens only where a step has one value of each metric.
@@ -85,7 +85,7 @@ def add_row(rows: list[tuple[float, Row]], row: Row) -> None:
     )
 
 
-def log_rows(run_id: str, rows: list[tuple[float, Row]]) -> None:
+def log_rows(run_id: str, rows: list[tuple[float, Metrics]]) -> None:
     """Log rows of metrics, each with its time (seconds)."""
     from mlflow.entities import Metric
 
@@ -318,7 +318,7 @@ def _params_of(model: Path) -> dict[str, Any]:
 def restore_training(run_id: str, snapshot: Snapshot, md5: str, summary: dict[str, Any]) -> None:
     """Give a run what `snapshot` knows of the training of the model `md5`; `summary` is as in training.json."""
     reports = snapshot.reports("train", md5)
-    rows: list[tuple[float, Row]] = []
+    rows: list[tuple[float, Metrics]] = []
     known = [
         row
         for file in reports.keys() & CURVES.values()

@@ -19,7 +19,7 @@ from torch import nn
 from minigpt.model.model import MiniGPT
 
 LIBRARIES = ("torch", "numpy", "onnxruntime", "mlflow", "dvc")
-LATER = ("evaluate.", "export.")  # parameters of the stages that only read the model
+LATER = ("evaluate.", "export.", "runtime.")  # parameters of the stages that only read the model
 
 
 def git(*command: str) -> str:

@@ -25,7 +25,7 @@ from minigpt.common.files import file_digest
 from minigpt.data.token_files import Tokens
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import Tokenizer
-from minigpt.training.train import Row, Trainer
+from minigpt.training.train import Metrics, Trainer
 from pipeline.common import paths
 from pipeline.tracking import content, lineage, store
 from pipeline.tracking.store import client, mlflow
@@ -159,7 +159,7 @@ class TrainingRun(Run):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
         # of a training that goes on, what a killed process had not sent
-        self._rows: list[tuple[float, Row]] = []
+        self._rows: list[tuple[float, Metrics]] = []
         for row in trainer.progress.history:
             content.add_row(self._rows, row)
         self._samples: dict[int, str] = {}  # by step
@@ -222,7 +222,7 @@ class TrainingRun(Run):
         self._known_samples = content.logged_samples(run_id)
         self.start(run_id=run_id, log_system_metrics=True)
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Metrics) -> None:
         """Take the metrics of one step; every few seconds they are sent together."""
         row = {**row, "flops": row["tokens"] * self._flops_per_token}
         if "train/loss" in row:
@@ -238,7 +238,7 @@ class TrainingRun(Run):
         """Training goes on from here: validation and samples are not its time."""
         self._mark, self._mark_tokens = time.monotonic(), tokens
 
-    def sample(self, model: MiniGPT, tokenizer: Tokenizer, row: Row) -> None:
+    def sample(self, model: MiniGPT, tokenizer: Tokenizer, row: Metrics) -> None:
         """Take a text that the model writes at this step; the prompt and the seed are always the same."""
         from minigpt.generation.engine import generate
         from minigpt.generation.torch_backend import TorchBackend
@@ -268,10 +268,10 @@ class TrainingRun(Run):
             content.log_samples(self.id, {**self._known_samples, **samples})
             self._sent_samples = len(samples)
 
-    def _new(self, row: Row) -> bool:
+    def _new(self, row: Metrics) -> bool:
         return row["step"] > self._known_step["train/loss" if "train/loss" in row else "val/loss"]
 
-    def _whole(self, row: Row) -> Row:
+    def _whole(self, row: Metrics) -> Metrics:
         """With what the earlier processes of this training spent."""
         return {name: value + self._spent.get(name, 0.0) for name, value in row.items()}
 
@@ -292,12 +292,11 @@ class TrainingRun(Run):
 
 
 @contextlib.contextmanager
-def training_run(
-    trainer: Trainer, params: Params, tokens: Tokens, state_folder: Path
-) -> Iterator[TrainingRun]:
+def training_run(trainer: Trainer, params: Params, tokens: Tokens) -> Iterator[TrainingRun]:
     """The run of a training; one that was interrupted goes on in the run it began."""
     run = TrainingRun(trainer)
-    note = state_folder / "mlflow_run_id"
+    assert trainer.resume is not None
+    note = trainer.resume.folder / "mlflow_run_id"
     with _ended_properly(run):
         run.begin(trainer, params, tokens, note)
         yield run

@@ -62,7 +62,7 @@ def test_the_project_s_own_parameters_are_valid():
         (
             "max_steps: 1600",
             "max_steps: null",
-            "train: max_steps and max_epochs are both null; give one",
+            "train: max_steps and max_epochs are both null; set one",
         ),
         (
             "init_from: null",
@@ -125,5 +125,5 @@ def test_a_file_without_sections_is_refused(tmp_path, content):
 
 
 def test_a_missing_file_says_where_to_run(tmp_path):
-    with pytest.raises(UserError, match=r"params\.yaml: not found here"):
+    with pytest.raises(UserError, match=r"params\.yaml: not found"):
         load_params(tmp_path / "params.yaml")

@@ -6,11 +6,10 @@ from collections import defaultdict
 import pandas as pd
 import pytest
 import zstandard
-from conftest import ROOT
+from conftest import ROOT, data_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.common.config import DataConfig
 from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Corpus, split_of
 from minigpt.corpus.hash_set import HashSet
@@ -19,12 +18,12 @@ TALES = ROOT / "data/raw/tales.txt"
 
 
 def documents(path, **options) -> list[str]:
-    return [document.text for document in Corpus(DataConfig(path=str(path), **options))]
+    return [document.text for document in Corpus(data_config(path, **options))]
 
 
 def splits(path, **options) -> dict[str, list[str]]:
     found = defaultdict(list)
-    for document in Corpus(DataConfig(path=str(path), **options)):
+    for document in Corpus(data_config(path, **options)):
         found[document.split].append(document.text)
     return found
 
@@ -88,7 +87,7 @@ def test_documents_between_separators(tmp_path):
 def test_stream_is_cut_once_at_its_position(tmp_path_factory, text, fraction):
     file = tmp_path_factory.mktemp("stream") / "a.txt"
     file.write_text(text)
-    found = list(Corpus(DataConfig(path=str(file), documents="none", val_fraction=fraction)))
+    found = list(Corpus(data_config(file, documents="none", val_fraction=fraction)))
     whole = "".join(document.text for document in found)
     assert whole == text.removesuffix("\n") + "\n"
     train = "".join(document.text for document in found if document.split == "train")
@@ -154,7 +153,7 @@ def test_folder_is_read_in_order_of_names(tmp_path):
 def test_duplicate_documents_are_dropped(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one\n\ntwo\n\none\n\none")
-    corpus = Corpus(DataConfig(path=str(file)))
+    corpus = Corpus(data_config(file))
     assert [document.text for document in corpus] == ["one", "two"]
     assert corpus.documents_dropped == 2
     assert documents(file, deduplicate=False) == ["one", "two", "one", "one"]

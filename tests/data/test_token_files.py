@@ -78,7 +78,7 @@ def test_padded_rows_begin_with_bos():
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(UserError, match="less than two tokens"):
+    with pytest.raises(UserError, match="fewer than two tokens"):
         Batches(np.empty(0, np.uint8), "packed", 1, 4)
 
 

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from conftest import runtime_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,7 +84,7 @@ def test_what_is_no_model_is_refused_by_name(tmp_path):
 
 
 def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
-    store = ResumeStore(tmp_path / "states")
+    store = ResumeStore(tmp_path / "states", runtime_config())
     assert store.load() is None
     for step in (5, 10, 15):
         store.save(step, TENSORS, {"step": step})
@@ -91,7 +92,7 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
     assert store.load()[1] == {"step": 15}
     newest.write_bytes(newest.read_bytes()[:-1])
     assert store.load()[1] == {"step": 10}
-    assert "going back to the state before it" in caplog.text
+    assert "trying the checkpoint before it" in caplog.text
     before.write_bytes(b"")
     assert store.load() is None
     store.save(2, TENSORS, {"step": 2})  # the damaged ones, though of later steps, make room

@@ -481,13 +481,13 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), err
     assert not (project.root / "models/minigpt.safetensors").exists()
     if number == signal.SIGTERM:
-        assert "`dvc repro` goes on from here" in err
+        assert "`dvc repro` resumes from here" in err
         assert runs(project)[-1].info.status == "KILLED"
 
     out = project.run(
         sys.executable, "-m", "pipeline.train", MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.2"
     )
-    assert re.search(r"going on at step \d+ of an interrupted training", out)
+    assert re.search(r"resuming at step \d+ of an interrupted training", out)
     assert (project.root / "models/minigpt.safetensors").read_bytes() == expected
     assert not states(project)
     client, _ = store(project)

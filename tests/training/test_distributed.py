@@ -60,8 +60,7 @@ def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert (
-        "a training process was ended by SIGKILL; `dvc repro` goes on from the last saved state"
-        in err
+        "a training process was ended by SIGKILL; rerun to resume from the last checkpoint" in err
     )
     assert "Traceback" not in err
 
@@ -71,5 +70,5 @@ def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "stopped at step" in err
-    assert "going on at step" in two.run(*TRAIN)
+    assert "resuming at step" in two.run(*TRAIN)
     assert (two.root / "models/minigpt.safetensors").read_bytes() == expected

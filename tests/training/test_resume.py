@@ -77,17 +77,17 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_traini
     project.edit("params.yaml", "weight_decay: 0.1", "weight_decay: 0.2")
     with FileLock(newest.parent.with_suffix(".lock")):  # as a process has that trains it
         project.edit("params.yaml", "max_steps: 300", "max_steps: 30")
-        assert "starting afresh" not in project.run(*TRAIN)
+        assert "starting from step 0" not in project.run(*TRAIN)
         project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     out = project.run(*TRAIN)
-    assert "starting afresh: the unfinished training differs in train.weight_decay\n" in out
+    assert "starting from step 0: the unfinished training differs in train.weight_decay\n" in out
     assert (project.root / MODEL).read_bytes() != expected
 
     project.edit("params.yaml", "weight_decay: 0.2", "weight_decay: 0.1")
     out = project.run(*TRAIN)
-    assert f"{newest}: damaged, or not written by MiniGPT; going back to the state before it" in out
+    assert f"{newest}: damaged, or not written by MiniGPT; trying the checkpoint before it" in out
     assert (
-        f"going on at step {int(before.stem.removeprefix('step-'))} of an interrupted training"
+        f"resuming at step {int(before.stem.removeprefix('step-'))} of an interrupted training"
         in out
     )
     assert (project.root / MODEL).read_bytes() == expected

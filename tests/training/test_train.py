@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import build_model, train_config
+from conftest import build_model, runtime_config, train_config
 
 from minigpt.common.errors import UserError
 from minigpt.data.batches import Batches
@@ -56,7 +56,7 @@ def test_interrupted_after_any_step_it_ends_in_the_same_bytes(ids, tmp_path, cha
     whole = trainer(ids, **changes)
     whole.run()
     for stop in range(1, whole.progress.step):
-        store = ResumeStore(tmp_path / str(stop))
+        store = ResumeStore(tmp_path / str(stop), runtime_config())
         first = trainer(ids, store, **changes)
         with pytest.raises(Interrupted):
             first.run(should_stop=lambda stop=stop, run=first: run.progress.step == stop)
@@ -185,11 +185,14 @@ def test_validation_on_a_part_is_of_its_first_batches(ids):
 def test_states_are_saved_by_the_clock_too(ids, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    store = ResumeStore(tmp_path / "states")
+    config = runtime_config(checkpoint_interval=1000, checkpoint_seconds=25)
+    store = ResumeStore(tmp_path / "states", config)
     saved = []
-    monkeypatch.setattr(store, "save", lambda step, *rest: saved.append(step))
-    trainer(ids, store, checkpoint_interval=1000, checkpoint_seconds=25).run()
-    assert saved == [3, 6, 9]
+    monkeypatch.setattr(
+        "minigpt.training.resume.save", lambda path, *rest: saved.append(path.stem[-2:])
+    )
+    trainer(ids, store).run()
+    assert saved == ["03", "06", "09"]
 
 
 def test_padding_costs_nothing():

@@ -8,7 +8,7 @@ from conftest import build_model
 
 from minigpt.common.errors import UserError
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
-from minigpt.training.setup import adapt_vocabulary
+from minigpt.training.fine_tuning import adapt_vocabulary
 
 
 @pytest.mark.parametrize("bigram_buckets", [0, 400])
@@ -36,7 +36,7 @@ def test_on_a_smaller_vocabulary_the_model_says_the_same(bigram_buckets):
 
 def test_characters_that_the_model_lacks_are_listed():
     with pytest.raises(
-        UserError, match=r"does not know these characters of the text: '\\n', 'x'; remove them"
+        UserError, match=r"vocabulary lacks these characters of the text: '\\n', 'x'; remove them"
     ):
         adapt_vocabulary({}, CharTokenizer("abc"), CharTokenizer("abx\n"))
 
@@ -47,7 +47,7 @@ def test_subwords_must_be_the_same():
         tokenizer.build_vocab(["aaaa bbbb aaaa bbbb"])
     weights = {"head.bias": torch.zeros(3)}
     assert adapt_vocabulary(weights, one, one) is weights
-    with pytest.raises(UserError, match="subword vocabulary is not that of the text"):
+    with pytest.raises(UserError, match=r"subword vocabulary differs from data/vocab\.json"):
         adapt_vocabulary(weights, one, other)
 
 
@@ -70,7 +70,7 @@ def test_a_pipeline_that_starts_from_a_model(project):
     with (project.root / "data/raw/sentences.txt").open("a") as file:
         file.write("\nOmega is written Ω or ω.\n")
     out = project.run("dvc", "repro", code=255)
-    message = "train.init_from: pretrained/tales.safetensors: it does not know these characters of the text: 'Ω', 'ω'"
+    message = "train.init_from: pretrained/tales.safetensors: its vocabulary lacks these characters of the text: 'Ω', 'ω'"
     assert message in out
     project.edit("params.yaml", "d_ff: 64", "d_ff: 128")
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)

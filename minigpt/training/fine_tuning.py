@@ -1,0 +1,68 @@
+"""Fine-tuning: start from the weights of a trained model, adapted to another vocabulary."""
+
+from pathlib import Path
+
+import torch
+
+from minigpt.common.errors import UserError
+from minigpt.common.text import printable
+from minigpt.model.checkpoint import Tensors, load_model
+from minigpt.model.model import MiniGPT
+from minigpt.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
+
+ROW_PER_ID = ("token_embedding.weight", "head.weight", "head.bias")
+ROW_PER_PAIR = "bigram_embedding.embedding.weight"  # pairs of ids, by hash
+
+
+def load_pretrained(path: Path, model: MiniGPT, tokenizer: Tokenizer) -> None:
+    """Copy the weights of the model file `path` into `model`, whose tokenizer is `tokenizer`.
+
+    Raises:
+        UserError: the file is not a model, or its architecture or vocabulary does not fit.
+    """
+    try:
+        pretrained, metadata = load_model(path)
+        for key, value in model.config.model_dump(exclude={"dropout", "max_seq_len"}).items():
+            if (other := getattr(pretrained.config, key)) != value:
+                raise UserError(
+                    f"its {key} is {other}, but model.{key} is {value}; make them equal"
+                )
+        old = tokenizer_from_dict(metadata["tokenizer"])
+        model.load_state_dict(adapt_vocabulary(pretrained.state_dict(), old, tokenizer))
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"train.init_from: {path}: {reason}") from None
+
+
+def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensors:
+    """Rearrange weights trained with the vocabulary `old` for the ids of `new`.
+
+    Raises:
+        UserError: `new` has tokens that `old` lacks, which the message lists.
+    """
+    if old.sha256() == new.sha256():
+        return tensors
+    if not (isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer)):
+        raise UserError(
+            "its subword vocabulary differs from data/vocab.json; use the vocabulary of that training"
+        )
+    if missing := [character for character in new.characters if character not in old.characters]:
+        raise UserError(
+            f"its vocabulary lacks these characters of the text: {printable(missing)}; "
+            "remove them, or raise tokenizer.min_freq above their count"
+        )
+    specials = old.vocab_size - len(old.characters)
+    ids = torch.tensor(
+        [*range(specials), *(specials + old.characters.index(c) for c in new.characters)]
+    )
+    adapted = {
+        name: tensor[ids] if name in ROW_PER_ID else tensor for name, tensor in tensors.items()
+    }
+    if ROW_PER_PAIR in tensors:
+        table = tensors[ROW_PER_PAIR]
+        adapted[ROW_PER_PAIR] = torch.zeros_like(table)
+        second = torch.arange(len(ids))
+        for first in range(len(ids)):
+            rows = (ids[first] * old.vocab_size + ids) % len(table)
+            adapted[ROW_PER_PAIR][(first * new.vocab_size + second) % len(table)] = table[rows]
+    return adapted

@@ -1,0 +1,70 @@
+"""Outputs of a training: the reports, and the metadata of the model file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minigpt.common.config import Params
+from minigpt.common.files import atomic_write
+from minigpt.common.format_version import FORMAT_VERSION
+from minigpt.data.ngram_table import build_draft
+from minigpt.data.token_files import Tokens
+from minigpt.model.loss import bits_per
+from minigpt.model.model import MiniGPT
+from minigpt.tokenizer import Tokenizer
+from minigpt.training.train import Metrics, Progress, Trainer
+
+
+def add_bits_per_char(metrics: Metrics, trainer: Trainer, tokens: Tokens) -> None:
+    """Add "val/bits_per_char" to the metrics of a validation."""
+    if "val/loss" in metrics:
+        characters = tokens.info[tokens.val_split].characters
+        predictions = trainer.val_batches.num_targets
+        metrics["val/bits_per_char"] = bits_per(characters, metrics["val/loss"], predictions)
+
+
+def write_reports(folder: Path, progress: Progress, held_out: bool) -> dict[str, Any]:
+    """Write the curves and the summary of a training into `folder`; return the summary."""
+    training, validation = (
+        pd.DataFrame([metrics for metrics in progress.history if name in metrics])
+        for name in ("train/loss", "val/loss")
+    )
+    best = validation.set_index("step").loc[progress.best_step]
+    summary = {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "best_step": progress.best_step,
+        "train/loss": float(training["train/loss"].iloc[-1]),
+        "val/loss": float(best["val/loss"]),
+        "val/bits_per_char": float(best["val/bits_per_char"]),
+        "held_out": held_out,
+    }
+    atomic_write(folder / "training.csv", training.to_csv(index=False).encode())
+    atomic_write(folder / "validation.csv", validation.to_csv(index=False).encode())
+    atomic_write(folder / "training.json", (json.dumps(summary, indent=1) + "\n").encode())
+    return summary
+
+
+def model_metadata(
+    params: Params,
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    model: MiniGPT,
+    training: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the metadata of the model file: only what the inputs determine, no time or path.
+
+    `training` is the summary that `write_reports` returned.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "config": {"vocab_size": tokenizer.vocab_size, **params.model.model_dump()},
+        "parameters": model.num_parameters,
+        "tokenizer": tokenizer.to_dict(),
+        "draft": build_draft(tokens.ids["train"], tokenizer.vocab_size).to_text(),
+        "train": params.train.model_dump(),
+        "training": training,
+        "lineage": {"data_sha256": tokens.sha256()},
+    }
