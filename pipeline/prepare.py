@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from minigpt.common.config import load_params
-from minigpt.common.parallel import BATCH, batched_by_size, parallel_map
+from minigpt.common.parallel import BATCH_CHARACTERS, batched_by_size, parallel_map
 from minigpt.corpus.corpus import Corpus, Split
 from minigpt.corpus.encode import TABLE, encode_documents
 from minigpt.corpus.report import DataReport
@@ -62,7 +62,7 @@ def _encode(
         table = stack.enter_context(pyarrow.parquet.ParquetWriter(table_file, TABLE))
         documents = stack.enter_context(reading_progress("prepare", corpus))
         batches = batched_by_size(
-            report.record_examples(documents), lambda document: len(document.text), BATCH
+            report.record_examples(documents), lambda document: len(document.text), BATCH_CHARACTERS
         )
         for batch in parallel_map(
             functools.partial(encode_documents, tokenizer=tokenizer), batches

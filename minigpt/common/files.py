@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the old content or the new, never something between."""
+"""Atomic file writes and file digests."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a crash or a full disk leaves the old file as it was."""
+    """Write `data` to `path`; after a crash or on a full disk, the old file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -30,7 +30,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows has no such call, and needs none."""
+    """Make a rename durable; Windows neither has nor needs this call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -40,6 +40,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def file_digest(path: Path, algorithm: str) -> str:
-    """Hexadecimal, by "sha256", or by "md5" as DVC names a file."""
+    """Return the hexadecimal digest of a file, by "sha256" or, as DVC does, by "md5"."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,4 +1,4 @@
-"""The same work on many batches, on all cores, in order and in little memory."""
+"""Parallel processing of batches on all cores, in order and in little memory."""
 
 import os
 from collections import deque
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-BATCH = 1 << 20  # characters of text that one process takes at a time
+BATCH_CHARACTERS = 1 << 20  # of text that one process takes at a time
+MIN_PARALLEL_ITEMS = 4  # starting processes takes longer than processing fewer items
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,7 +19,7 @@ Result = TypeVar("Result")
 def batched_by_size(
     items: Iterable[Item], size: Callable[[Item], int], limit: int
 ) -> Iterator[list[Item]]:
-    """Lists of consecutive items, each closed once the sizes in it reach `limit`."""
+    """Yield lists of consecutive items, each complete once its sizes add up to `limit`."""
     batch: list[Item] = []
     total = 0
     for item in items:
@@ -32,26 +33,26 @@ def batched_by_size(
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """As `map`, in other processes; only a few items are under way at a time, whatever their number.
+    """Like `map`, in worker processes, with a bounded number of items in flight.
 
-    `function` must be importable. A few items are done here: starting processes costs more than they do.
+    `function` must be importable. A few items are processed in this process.
     """
     iterator = iter(items)
-    first = list(islice(iterator, 4))
-    if len(first) < 4:
+    first = list(islice(iterator, MIN_PARALLEL_ITEMS))
+    if len(first) < MIN_PARALLEL_ITEMS:
         yield from map(function, first)
         return
-    # imported here, since a tokenizer that only generates text has no need of it
+    # imported here: a tokenizer that only encodes prompts does not need it
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     workers = os.cpu_count() or 1
-    # spawn: a forked child would inherit the locks that other threads of this process hold
+    # spawn: a forked child would inherit locks that other threads of this process hold
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        under_way: deque[Future[Result]] = deque()
+        in_flight: deque[Future[Result]] = deque()
         for item in chain(first, iterator):
-            under_way.append(pool.submit(function, item))
-            if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            in_flight.append(pool.submit(function, item))
+            if len(in_flight) > 2 * workers:
+                yield in_flight.popleft().result()
+        while in_flight:
+            yield in_flight.popleft().result()

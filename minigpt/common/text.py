@@ -1,4 +1,4 @@
-"""Text for a terminal, which would execute some characters instead of showing them."""
+"""Unicode normalization forms, and text made safe to print."""
 
 import re
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from typing import Literal, get_args
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD", "none"]
 NORMALIZATION_FORMS: tuple[Normalization, ...] = get_args(Normalization)
 
-# C0 and C1 control characters but tab and line feed, and those that turn the direction of writing
-EXECUTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# C0 and C1 control characters except tab and line feed, and those that change the text direction
+CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    """`text` with all that a terminal would execute written as an escape.
+    """Escape the characters that a terminal would execute instead of showing.
 
     >>> visible("\\x1b[2J")
     '\\\\x1b[2J'
     """
-    return EXECUTED.sub(lambda match: repr(match[0])[1:-1], text)
+    return CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def printable(characters: Sequence[str]) -> str:
-    """Characters for a message: quoted, control characters escaped."""
+    """Format characters for a message: quoted, with control characters escaped."""
     return ", ".join(repr(character) for character in characters)

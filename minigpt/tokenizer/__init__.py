@@ -1,7 +1,7 @@
-"""Text ↔ ids: one id a character, or one a subword.
+"""Text ↔ token ids: one id per character, or one per subword.
 
 Ids 0 to 3 are special tokens; the vocabulary follows. A special token is an id and never text:
-encoding a text that spells "<eos>" gives the ids of what it is spelt with.
+text that spells "<eos>" is encoded as the characters of its spelling.
 """
 
 import json
@@ -29,17 +29,25 @@ __all__ = [
 
 
 def tokenizer_from_dict(values: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that gave `values` by `to_dict`; raises ValueError where none did."""
+    """Return the tokenizer whose `to_dict` gave `values`.
+
+    Raises:
+        ValueError: No tokenizer gives such values.
+    """
     if not isinstance(values, dict):
         raise ValueError("no tokenizer")
     return BPETokenizer.from_dict(values) if "model" in values else CharTokenizer.from_dict(values)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that was saved to `path`; raises UserError where it is missing or damaged."""
+    """Load the tokenizer that was saved to `path`.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
     try:
         return tokenizer_from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; run `dvc repro build_vocab`") from None
+        raise UserError(f"{path}: not found; run the stage build_vocab") from None
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a vocabulary: {error}; run `dvc repro build_vocab`") from None
+        raise UserError(f"{path}: not a vocabulary: {error}; run the stage build_vocab") from None

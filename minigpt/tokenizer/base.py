@@ -6,28 +6,26 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from minigpt.common.text import Normalization
 from minigpt.tokenizer.normalization import normalize
 
-if TYPE_CHECKING:
-    pass
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<bos>", "<eos>")
-
 PAD, UNK, BOS, EOS = range(4)
 
 
 class Tokenizer(ABC):
-    """What both tokenizers have in common.
+    """Base class of the tokenizers.
 
     Attributes:
         kind: "char" or "bpe".
-        normalization, lowercase: what `encode` does to a text first; see `minigpt.tokenizer.normalization.normalize`.
-        token_strings: the text that each id stands for, "" for special tokens. Bytes that are only part of
-            a character are lone surrogates in it (PEP 383).
+        normalization: Unicode normalization form that `encode` applies first.
+        lowercase: Convert text to lower case first.
+        token_strings: Text of each id, "" for special tokens. Bytes that are only part of a
+            character appear as lone surrogates (PEP 383).
     """
 
     kind: str
@@ -41,51 +39,57 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
-        """Take the vocabulary from `texts`; returns how often each (normalised) character occurs in them."""
+        """Build the vocabulary from `texts` and return how often each normalized character occurs."""
+
+    @abstractmethod
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of `text`, between <bos> and <eos> unless `add_special_tokens` is false."""
 
     @abstractmethod
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, without special tokens, as integer arrays (T,); faster than one by one."""
+        """Return the ids of each text as an integer array (T,), without <bos> and <eos>.
+
+        Gives the same ids as `encode`, and is faster for many or long texts.
+        """
 
     @abstractmethod
     def unknown(self, text: str) -> list[str]:
-        """The distinct characters of `text` that become `<unk>`, sorted."""
+        """Return the distinct characters of `text` that become <unk>, sorted."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """What `save` writes, and `from_dict` reads."""
+        """Return the tokenizer as values that JSON can hold."""
 
     @classmethod
     @abstractmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises ValueError where `values` is not what `to_dict` gives."""
+        """Return the tokenizer whose `to_dict` gave `values`.
+
+        Raises:
+            ValueError: No tokenizer of this class gives such values.
+        """
 
     def normalize(self, text: str) -> str:
         return normalize(text, self.normalization, self.lowercase)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Text → ids, between `<bos>` and `<eos>` unless `add_special_tokens` is false."""
-        return self.encode_array(text, add_special_tokens).tolist()
-
     def encode_array(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
-        """As `encode`, as an int64 array (T,)."""
-        ids = self.encode_batch([text])[0].astype(np.int64)
-        return np.concatenate(([BOS], ids, [EOS])) if add_special_tokens else ids
+        """Like `encode`, as an int64 array (T,)."""
+        return np.array(self.encode(text, add_special_tokens), dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids → text; special tokens are dropped.
+        """Return the text of `ids`; special tokens have none.
 
         Raises:
-            ValueError: an id is outside the vocabulary.
+            ValueError: An id is outside the vocabulary.
         """
         return "".join(self.stream(ids))
 
     def decoder(self) -> "Decoder":
-        """For ids that come one by one."""
+        """Return a decoder for ids that arrive one at a time."""
         return Decoder(self.token_strings)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """As `decode`, piece by piece, while the ids come in."""
+        """Like `decode`, but yield text as soon as its ids arrive."""
         decoder = self.decoder()
         for token in ids:
             if text := decoder.feed(token):
@@ -97,11 +101,11 @@ class Tokenizer(ABC):
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def sha256(self) -> str:
-        """A fingerprint of the vocabulary: equal for equal vocabularies only."""
+        """Return a fingerprint: equal only for tokenizers that encode every text alike."""
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a person wants to know of it."""
+        """Return a summary to show to users."""
         return {
             "type": self.kind,
             "size": self.vocab_size,
@@ -111,17 +115,21 @@ class Tokenizer(ABC):
 
 
 class Decoder:
-    """Ids → text, one by one: what each adds to the text."""
+    """Incremental decoder: ids → text, one id at a time."""
 
-    def __init__(self, pieces: list[str]):
-        self._pieces = pieces
+    def __init__(self, token_strings: list[str]):
+        self._token_strings = token_strings
 
     def feed(self, token: int) -> str:
-        """Raises ValueError where `token` is outside the vocabulary."""
-        if not 0 <= token < len(self._pieces):
-            raise ValueError(f"id {token} is outside the vocabulary of {len(self._pieces)}")
-        return self._pieces[token]
+        """Return the text that `token` adds.
+
+        Raises:
+            ValueError: `token` is outside the vocabulary.
+        """
+        if not 0 <= token < len(self._token_strings):
+            raise ValueError(f"id {token} is outside the vocabulary of {len(self._token_strings)}")
+        return self._token_strings[token]
 
     def end(self) -> str:
-        """What was kept back, now that no more comes."""
+        """Flush the decoder and return the remaining text."""
         return ""

@@ -1,4 +1,4 @@
-"""Subword tokenizer: byte pair encoding by the library `tokenizers`."""
+"""Subword tokenizer: byte pair encoding with the library `tokenizers`."""
 
 import codecs
 import json
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class ByteDecoder(Decoder):
-    """Bytes wait until their character is whole; one that never is becomes U+FFFD."""
+    """Buffers bytes until a UTF-8 character is complete; one that never is becomes U+FFFD."""
 
-    def __init__(self, pieces: list[str]):
-        super().__init__(pieces)
+    def __init__(self, token_strings: list[str]):
+        super().__init__(token_strings)
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
@@ -32,33 +32,40 @@ class ByteDecoder(Decoder):
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """How GPT-2 and the library write the 256 bytes in tokens: visible ones as they are, others from U+0100 on."""
+    """Return the byte of each character that stands for one in GPT-2's tokens.
+
+    Visible Latin-1 characters stand for themselves, the other bytes for characters from U+0100 on.
+    """
     visible = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     ]
     others = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {
-        chr(256 + i): byte for i, byte in enumerate(others)
-    }
+    characters = [*visible, *range(256, 256 + len(others))]
+    return dict(zip(map(chr, characters), visible + others, strict=True))
 
 
 BYTE_OF = _byte_alphabet()
 
 
 class BPETokenizer(Tokenizer):
-    """One id a subword: byte pair encoding (Sennrich et al., arXiv:1508.07909) over bytes, as in GPT-2.
+    """One id per subword: byte pair encoding (Sennrich et al., arXiv:1508.07909) over bytes, as in GPT-2.
 
-    A text is cut into words, numbers and punctuation, each with the space before it, and these into
-    the 256 bytes. Training merges the commonest pair of neighbours into a new token, again and again.
-    Every text can be written in bytes, so nothing becomes `<unk>` (but a lone surrogate, which is no
-    character). The library `tokenizers` trains and encodes; `to_dict` is its own format, complete.
+    Text is split into words, numbers and punctuation, each with the space before it, and these
+    into bytes. Training repeatedly merges the most frequent pair of neighbors into a new token.
+    Every text consists of bytes, so nothing becomes <unk>, except a lone surrogate, which is not a
+    character. The library `tokenizers` trains and encodes; `to_dict` returns its own format.
 
     >>> tokenizer = BPETokenizer(vocab_size=262)
     >>> _ = tokenizer.build_vocab(["low lower lowest"])
     >>> [tokenizer.token_strings[token] for token in tokenizer.encode("slow", add_special_tokens=False)]
     ['s', 'low']
+
+    Args:
+        vocab_size: Maximum size of the vocabulary, ≥ 260: 4 special tokens and 256 bytes.
+        normalization: Unicode normalization form of every text.
+        lowercase: Convert every text to lower case.
     """
 
     kind = "bpe"
@@ -66,14 +73,16 @@ class BPETokenizer(Tokenizer):
     def __init__(
         self, vocab_size: int = 1024, normalization: Normalization = "none", lowercase: bool = False
     ):
-        """`vocab_size`: the most tokens that `build_vocab` makes, ≥ 260: 4 special ones and 256 bytes."""
         self.normalization, self.lowercase, self._max_size = normalization, lowercase, vocab_size
         self.build_vocab(())
 
     def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
-        """Take the vocabulary from `texts`: pairs that occur `min_freq` times or more are merged, the commonest first.
+        """Build the vocabulary by merging pairs that occur at least `min_freq` times, in order of frequency.
 
-        Equal texts give an equal vocabulary. Returns how often each character occurs.
+        Equal texts give an equal vocabulary.
+
+        Returns:
+            How often each character occurs.
         """
         from tokenizers.pre_tokenizers import ByteLevel
         from tokenizers.trainers import BpeTrainer
@@ -94,7 +103,7 @@ class BPETokenizer(Tokenizer):
 
         library = _byte_level_library(self.normalization, self.lowercase)
         library.train_from_iterator(parts(), trainer)
-        # kept in the vocabulary, but no longer looked for in texts
+        # The special tokens stay in the vocabulary, but text that spells one is not matched.
         self._set_vocabulary({**json.loads(library.to_str()), "added_tokens": []})
         return counts
 
@@ -104,14 +113,18 @@ class BPETokenizer(Tokenizer):
         self._values = values
         self._library = tokenizers.Tokenizer.from_str(json.dumps(values))
         tokens = list(values["model"]["vocab"])[len(SPECIAL_TOKENS) :]
-        written = [bytes(BYTE_OF[character] for character in token) for token in tokens]
+        token_bytes = [bytes(BYTE_OF[character] for character in token) for token in tokens]
         self.token_strings = [""] * len(SPECIAL_TOKENS) + [
-            piece.decode("utf-8", "surrogateescape") for piece in written
+            data.decode("utf-8", "surrogateescape") for data in token_bytes
         ]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = self.encode_batch([text])[0].tolist()
+        return [BOS, *ids, EOS] if add_special_tokens else ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         parts = [LONE_SURROGATE.split(text) for text in texts]
-        # "fast" leaves out the offsets, which would take most of the time
+        # "fast" omits the offsets, which would take most of the time
         encodings = iter(
             self._library.encode_batch_fast(
                 list(chain.from_iterable(parts)), add_special_tokens=False
@@ -136,37 +149,38 @@ class BPETokenizer(Tokenizer):
                 (form for form in NORMALIZATION_FORMS if form in steps), "none"
             )
             vocab = values["model"]["vocab"]
-            whole = (
-                list(vocab.values()) == list(range(len(vocab))) and BYTE_OF.keys() <= vocab.keys()
+            valid = (
+                list(vocab.values()) == list(range(len(vocab)))
+                and BYTE_OF.keys() <= vocab.keys()
+                and tuple(vocab)[: len(SPECIAL_TOKENS)] == SPECIAL_TOKENS
             )
-            valid = whole and tuple(vocab)[: len(SPECIAL_TOKENS)] == SPECIAL_TOKENS
             tokenizer = cls(len(vocab), form, "Lowercase" in steps)
-            frame = tokenizer._frame()
+            settings = tokenizer._settings()
             tokenizer._set_vocabulary(values)
         except ImportError:
             raise
-        except Exception:  # the library's own have no narrower class
+        except Exception:  # the library raises no narrower class
             valid = False
-        if not valid or tokenizer._frame() != frame:
+        if not valid or tokenizer._settings() != settings:
             raise ValueError(
                 "not a byte-level BPE vocabulary with the special tokens <pad>, <unk>, <bos>, <eos>"
             )
         return tokenizer
 
-    def _frame(self) -> dict[str, Any]:
-        """All that the library has been told, but the vocabulary and its merges."""
+    def _settings(self) -> dict[str, Any]:
+        """Return the library's configuration without vocabulary and merges."""
         values = json.loads(self._library.to_str())
         return {**values, "model": {**values["model"], "vocab": None, "merges": None}}
 
 
 def _join_by_unk(parts: list[list[int]]) -> np.ndarray:
-    """What lay between the parts of a text was a lone surrogate each."""
+    """Join the ids of a text's parts by <unk>, for the lone surrogate between two parts."""
     first, *others = parts
     return np.array([*first, *chain.from_iterable([UNK, *part] for part in others)], dtype=np.int64)
 
 
 def _byte_level_library(normalization: Normalization, lowercase: bool) -> "tokenizers.Tokenizer":
-    """The library's tokenizer without a vocabulary; it does to a text what `minigpt.tokenizer.normalization.normalize` does."""
+    """Return the library's tokenizer without a vocabulary; it normalizes like `normalize`."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     form = [] if normalization == "none" else [getattr(normalizers, normalization)()]
@@ -176,7 +190,7 @@ def _byte_level_library(normalization: Normalization, lowercase: bool) -> "token
     )
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
-    # for others who read the file: <bos> text <eos>
+    # for other programs that load the file: <bos> text <eos>
     library.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
     )

@@ -1,28 +1,40 @@
-"""Character-level tokenizer: one id per character."""
+"""Character-level tokenizer: one id per character.
 
-import contextlib
+The lesson of this package. The vocabulary is the sorted list of characters that occur in the
+training text, behind the special tokens:
+
+    id         0      1      2      3      4    5    6   ...
+    token    <pad>  <unk>  <bos>  <eos>   ' '  '!'  '.'  ...
+
+`encode` looks up each character, `decode` concatenates the strings of the ids. `char_table.py`
+does the same for whole corpora, fast.
+"""
+
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
-from minigpt.common.parallel import BATCH, batched_by_size, parallel_map
+from minigpt.common.parallel import BATCH_CHARACTERS, batched_by_size, parallel_map
 from minigpt.common.text import NORMALIZATION_FORMS, Normalization
-from minigpt.tokenizer.base import SPECIAL_TOKENS, UNK, Tokenizer
-
-if TYPE_CHECKING:
-    pass
+from minigpt.tokenizer.base import BOS, EOS, SPECIAL_TOKENS, UNK, Tokenizer
+from minigpt.tokenizer.char_table import CharTable, count_characters
 
 
 class CharTokenizer(Tokenizer):
-    """One id a character, the characters in sorted order.
+    """One id per character, the characters in sorted order.
 
     >>> tokenizer = CharTokenizer("abc")
     >>> tokenizer.encode("cab!")
     [2, 6, 4, 5, 1, 3]
     >>> tokenizer.decode([2, 6, 4, 5, 1, 3])
     'cab'
+
+    Args:
+        characters: Characters of the vocabulary, in any order.
+        normalization: Unicode normalization form of every text.
+        lowercase: Convert every text to lower case.
     """
 
     kind = "char"
@@ -33,61 +45,50 @@ class CharTokenizer(Tokenizer):
         normalization: Normalization = "none",
         lowercase: bool = False,
     ):
-        """`characters`: the characters of the vocabulary, in any order."""
         self.normalization, self.lowercase = normalization, lowercase
         self._set_vocabulary(characters)
 
     def _set_vocabulary(self, characters: Iterable[str]) -> None:
+        # Sorting makes the ids independent of the order in which the texts are read.
         self.characters = sorted(set(characters))
         if any(len(character) != 1 for character in self.characters):
             raise ValueError("each entry of a character vocabulary is one character")
+        # id → string: special tokens first, so that their ids are the same in every vocabulary.
         self.token_strings = [""] * len(SPECIAL_TOKENS) + self.characters
-        # code point → id, as a table, so that a whole text is encoded at once; its last entry stands for all beyond
-        points = [ord(character) for character in self.characters]
-        self._table = np.full(
-            max([255, *points]) + 2, UNK, dtype=np.min_scalar_type(self.vocab_size)
-        )
-        self._table[points] = np.arange(len(points)) + len(SPECIAL_TOKENS)
-        # the first 256 code points as bytes → ids as bytes (they come first, so nearly always they fit)
-        self._latin_table = bytes(np.minimum(self._table[:256], 255).tolist())
-        self._latin_fits = bool(self._table[:256].max() < 256)
+        # character → id, the inverse.
+        first = len(SPECIAL_TOKENS)
+        self.ids = {character: first + i for i, character in enumerate(self.characters)}
+        self._table = CharTable(self.ids)
 
     def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
-        """Take the vocabulary from `texts`: every character that occurs `min_freq` times or more.
+        """Build the vocabulary from the characters that occur at least `min_freq` times in `texts`.
 
-        Returns how often each character occurs, the rarer ones (which become `<unk>`) included.
+        Returns:
+            How often each character occurs, including the rarer ones that become <unk>.
         """
         counts: Counter[str] = Counter()
-        for found in parallel_map(self._count, batched_by_size(texts, len, BATCH)):
-            counts.update(found)
+        # Batches of texts are counted in worker processes; the counts add up.
+        for batch_counts in parallel_map(
+            self._count, batched_by_size(texts, len, BATCH_CHARACTERS)
+        ):
+            counts.update(batch_counts)
         self._set_vocabulary(character for character, count in counts.items() if count >= min_freq)
         return counts
 
     def _count(self, texts: list[str]) -> dict[str, int]:
-        counts = np.bincount(_code_points("".join(map(self.normalize, texts))))
-        return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
+        return count_characters("".join(map(self.normalize, texts)))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        # A character outside the vocabulary becomes <unk>.
+        ids = [self.ids.get(character, UNK) for character in self.normalize(text)]
+        # <bos> and <eos> mark where a document begins and ends.
+        return [BOS, *ids, EOS] if add_special_tokens else ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        texts = [self.normalize(text) for text in texts]
-        ids = self._lookup("".join(texts))
-        return (
-            np.split(ids, np.cumsum([len(text) for text in texts[:-1]], dtype=np.int64))
-            if texts
-            else []
-        )
-
-    def _lookup(self, text: str) -> np.ndarray:
-        if self._latin_fits:
-            with contextlib.suppress(
-                UnicodeEncodeError
-            ):  # several times faster than the way for all others
-                return np.frombuffer(
-                    text.encode("latin-1").translate(self._latin_table), dtype=np.uint8
-                )
-        return self._table.take(_code_points(text), mode="clip")
+        return self._table.encode_batch([self.normalize(text) for text in texts])
 
     def unknown(self, text: str) -> list[str]:
-        return sorted(set(self.normalize(text)) - set(self.characters))
+        return sorted(set(self.normalize(text)) - self.ids.keys())
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "characters": "".join(self.characters)}
@@ -103,26 +104,17 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        characters = values.get("characters")
+        characters, lowercase = values.get("characters"), values.get("lowercase")
         if values.get("type") != "char" or values.get("special_tokens") != list(SPECIAL_TOKENS):
             raise ValueError(
                 "not a character vocabulary with the special tokens <pad>, <unk>, <bos>, <eos>"
             )
-        if not isinstance(characters, list) or not all(
-            isinstance(entry, str) for entry in characters
-        ):
+        if not isinstance(characters, list) or not all(isinstance(c, str) for c in characters):
             raise ValueError("'characters' is not a list of characters")
-        normalization = next(
-            (form for form in NORMALIZATION_FORMS if form == values.get("normalization")), None
-        )
-        lowercase = values.get("lowercase")
-        if normalization is None or not isinstance(lowercase, bool):
+        normalization = values.get("normalization")
+        if normalization not in NORMALIZATION_FORMS or not isinstance(lowercase, bool):
             raise ValueError("'normalization' or 'lowercase' is missing or unknown")
         tokenizer = cls(characters, normalization, lowercase)
         if tokenizer.characters != characters:
-            raise ValueError("'characters' is not sorted, or holds one twice")
+            raise ValueError("'characters' is not sorted, or contains a character twice")
         return tokenizer
-
-
-def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

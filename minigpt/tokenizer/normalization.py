@@ -1,20 +1,20 @@
-"""What is done to every text, in training and in a prompt alike, before it becomes ids."""
+"""Unicode normalization of every text, in training and in prompts alike, before it is encoded."""
 
 import re
 import unicodedata
 
 from minigpt.common.text import Normalization
 
-# half of a UTF-16 pair, from a JSON escape or a byte of the command line that is no UTF-8; has no bytes
+# half of a UTF-16 pair, from a JSON escape or an undecodable byte of the command line; not a character
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def normalize(text: str, form: Normalization, lowercase: bool = False) -> str:
-    """One way of writing each character (Unicode Standard Annex #15), in lower case if asked.
+    """Give each character one spelling (Unicode Standard Annex #15), in lower case if requested.
 
-    "é" can be one code point or two; NFC takes the one. "none" leaves everything as it is.
+    "é" can be one code point or two; NFC always makes it one. "none" changes nothing.
     """
     if lowercase:
-        # a small letter can have a code point where its capital needs two (ẖ), so the form comes once more
+        # Normalized before and after: ẖ is one code point, while its capital needs two.
         text = normalize(text, form).lower()
     return text if form == "none" else unicodedata.normalize(form, text)

@@ -51,13 +51,20 @@ def test_golden_ids(tokenizer):
 
 
 @given(any_text)
-def test_round_trip_of_any_text(text):
+def test_char_round_trip_of_any_text(text):
     tokenizer = CharTokenizer()
     tokenizer.build_vocab([text])
     ids = tokenizer.encode(text)
     assert (ids[0], ids[-1]) == (BOS, EOS)
     assert UNK not in ids
     assert tokenizer.decode(ids) == text
+
+
+@given(st.lists(any_text), any_text)
+def test_char_table_equals_the_plain_encoder(texts, characters):
+    tokenizer = CharTokenizer(characters)
+    expected = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
 
 
 @given(any_text, any_text)
@@ -69,20 +76,20 @@ def test_characters_outside_the_vocabulary_become_unk(known, text):
     assert tokenizer.unknown(text) == sorted(set(text) - set(known))
 
 
-def test_min_freq_leaves_rare_characters_out():
+def test_min_freq_drops_rare_characters():
     tokenizer = CharTokenizer()
     assert tokenizer.build_vocab(["aab", "abc"], min_freq=2) == {"a": 3, "b": 2, "c": 1}
     assert tokenizer.characters == ["a", "b"]
     assert tokenizer.encode("abc") == [BOS, 4, 5, UNK, EOS]
 
 
-def test_text_that_spells_a_special_token_is_only_text():
+def test_char_text_that_spells_a_special_token_is_plain():
     tokenizer = CharTokenizer("<eos>")
     assert tokenizer.encode("<eos>", add_special_tokens=False) == [4, 6, 7, 8, 5]
     assert tokenizer.decode(tokenizer.encode("<eos>")) == "<eos>"
 
 
-def test_ids_outside_the_vocabulary_are_refused(tokenizer):
+def test_ids_outside_the_vocabulary_are_rejected(tokenizer):
     for wrong in (-1, 40):
         with pytest.raises(ValueError, match="outside the vocabulary of 40"):
             tokenizer.decode([wrong])
@@ -101,7 +108,7 @@ def test_save_and_load(tmp_path_factory, characters, form, lowercase):
     assert loaded.sha256() == tokenizer.sha256()
 
 
-def test_the_fingerprint_tells_vocabularies_apart():
+def test_fingerprint_distinguishes_vocabularies():
     found = [
         CharTokenizer("ab"),
         CharTokenizer("abc"),
@@ -132,7 +139,7 @@ def test_the_fingerprint_tells_vocabularies_apart():
         json.dumps({**BPETokenizer().to_dict(), "pre_tokenizer": None}),
     ],
 )
-def test_a_damaged_vocabulary_is_refused_by_name(tmp_path, content):
+def test_damaged_vocabulary_is_rejected(tmp_path, content):
     path = tmp_path / "vocab.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"vocab\.json: not a vocabulary"):
@@ -141,7 +148,7 @@ def test_a_damaged_vocabulary_is_refused_by_name(tmp_path, content):
 
 @pytest.mark.parametrize("make", [CharTokenizer, BPETokenizer])
 @pytest.mark.parametrize("form", NORMALIZATION_FORMS)
-def test_a_prompt_is_normalised_as_the_training_text_was(make, form):
+def test_prompts_are_normalized_like_training_text(make, form):
     composed, decomposed = "Caf\u00e9 \ufb01n", "Cafe\u0301 \ufb01n"
     tokenizer = make(normalization=form, lowercase=True)
     counts = tokenizer.build_vocab([composed, decomposed])
@@ -156,17 +163,17 @@ def test_a_prompt_is_normalised_as_the_training_text_was(make, form):
         assert again.unknown(composed.upper().replace("FI", "\ufb01")) == []
 
 
-def test_normalising():
+def test_normalization_forms():
     assert normalize("e\u0301\r\n", "NFC") == "\u00e9\r\n"
     assert normalize("\ufb01", "NFKC") == "fi"
     assert normalize("A\u030a\r", "none") == "A\u030a\r"
     assert (
         normalize("H\u0331", "NFC", lowercase=True) == "\u1e96"
-    )  # a small letter of its own, no such capital
+    )  # one code point in lower case, two in upper case
 
 
 @given(any_text, st.sampled_from(NORMALIZATION_FORMS))
-def test_normalised_text_stays_as_it_is(text, form):
+def test_normalization_is_idempotent(text, form):
     once = normalize(text, form, lowercase=True)
     assert form == "none" or unicodedata.is_normalized(form, once)
     assert normalize(once, form) == once
@@ -181,7 +188,7 @@ def test_bpe_round_trip_of_any_text(bpe, text):
     assert bpe.unknown(text) == []
 
 
-def test_bpe_merges_what_is_frequent(bpe):
+def test_bpe_merges_frequent_pairs(bpe):
     assert bpe.vocab_size == 290
     assert [
         bpe.token_strings[token] for token in bpe.encode("the 🦊 then", add_special_tokens=False)
@@ -190,7 +197,7 @@ def test_bpe_merges_what_is_frequent(bpe):
     assert bpe.token_strings[:4] == [""] * 4
 
 
-def test_bpe_min_freq_leaves_rare_pairs_apart():
+def test_bpe_min_freq_keeps_rare_pairs_apart():
     tokenizer = BPETokenizer(300)
     counts = tokenizer.build_vocab(["ab ab ab", "cd"], min_freq=2)
     assert counts == {"a": 3, "b": 3, " ": 2, "c": 1, "d": 1}
@@ -198,7 +205,7 @@ def test_bpe_min_freq_leaves_rare_pairs_apart():
     assert "cd" not in tokenizer.token_strings
 
 
-def test_bpe_reads_a_lone_surrogate_as_unk(bpe):
+def test_bpe_encodes_a_lone_surrogate_as_unk(bpe):
     assert bpe.encode("a\ud800b") == [
         BOS,
         *bpe.encode("a", False),
@@ -210,8 +217,8 @@ def test_bpe_reads_a_lone_surrogate_as_unk(bpe):
     assert BPETokenizer(270).build_vocab(["a\ud800b"]) == {"a": 1, "\ud800": 1, "b": 1}
 
 
-def test_bpe_text_that_spells_a_special_token_is_only_text(bpe):
-    """Although it was in the training text, and though the library has the names in its vocabulary."""
+def test_bpe_text_that_spells_a_special_token_is_plain(bpe):
+    """The spelling occurs in the training text, and the library has the names in its vocabulary."""
     text = "<eos><pad> <unk> <bos>"
     library = tokenizers.Tokenizer.from_str(json.dumps(bpe.to_dict()))
     for tokenizer in (bpe, tokenizer_from_dict(bpe.to_dict())):
@@ -221,7 +228,7 @@ def test_bpe_text_that_spells_a_special_token_is_only_text(bpe):
         assert library.encode(text, add_special_tokens=False).ids == ids
 
 
-def test_bpe_is_saved_in_the_library_s_own_format_and_complete(tmp_path):
+def test_bpe_file_works_in_the_library(tmp_path):
     tokenizer = BPETokenizer(300, "NFC", lowercase=True)
     tokenizer.build_vocab(TEXTS)
     path = tmp_path / "vocab.json"
@@ -239,22 +246,22 @@ def test_bpe_is_saved_in_the_library_s_own_format_and_complete(tmp_path):
 
 
 @given(st.lists(st.integers(0, 289)))
-def test_bpe_decodes_as_the_library_does(bpe, ids):
+def test_bpe_decodes_like_the_library(bpe, ids):
     library = tokenizers.Tokenizer.from_str(json.dumps(bpe.to_dict()))
     assert bpe.decode(ids) == library.decode([token for token in ids if token > EOS])
 
 
 @given(st.lists(st.integers(0, 289)))
-def test_streamed_pieces_are_whole_characters_and_add_up(bpe, ids):
-    pieces = list(bpe.stream(ids))
-    assert "".join(pieces) == bpe.decode(ids)
-    assert all(pieces)
+def test_streamed_text_equals_decoded_text(bpe, ids):
+    parts = list(bpe.stream(ids))
+    assert "".join(parts) == bpe.decode(ids)
+    assert all(parts)
     data = b"".join(bpe.token_strings[token].encode("utf-8", "surrogateescape") for token in ids)
-    assert "".join(pieces) == data.decode("utf-8", "replace")
+    assert "".join(parts) == data.decode("utf-8", "replace")
 
 
 @given(st.text())
-def test_no_streamed_piece_is_part_of_a_character(text):
+def test_streamed_text_has_no_partial_characters(text):
     tokenizer = BPETokenizer()  # every byte a token
     assert list(tokenizer.stream(tokenizer.encode(text))) == list(text)
     data = tokenizer.encode("🦊")[1:-2]
@@ -279,13 +286,13 @@ def test_bpe_training_is_deterministic():
     assert found.pop().startswith("600 ")
 
 
-def test_a_changed_bpe_vocabulary_is_refused(bpe):
-    """What the library would read otherwise than MiniGPT wrote it: no other cutting, no chance, no special ids."""
+def test_changed_bpe_vocabulary_is_rejected(bpe):
+    """Settings that change how the library splits, samples or matches special tokens."""
 
     def swap(values):
         values["model"]["vocab"] |= {"<eos>": 2, "<bos>": 3}
 
-    def forget_a_byte(values):
+    def remove_a_byte(values):
         values["model"]["vocab"] = {
             token: i for i, token in enumerate(t for t in values["model"]["vocab"] if t != "!")
         }
@@ -298,9 +305,9 @@ def test_a_changed_bpe_vocabulary_is_refused(bpe):
         lambda values: values["model"]["vocab"].update({"日": 290}),
         lambda values: values["pre_tokenizer"].update(add_prefix_space=True),
         lambda values: values["normalizer"]["normalizers"].append({"type": "StripAccents"}),
-        lambda values: values.update(added_tokens=tokenizers_added_eos()),
+        lambda values: values.update(added_tokens=added_eos_token()),
         swap,
-        forget_a_byte,
+        remove_a_byte,
     ]
     for change in changes:
         values = copy.deepcopy(bpe.to_dict())
@@ -309,12 +316,12 @@ def test_a_changed_bpe_vocabulary_is_refused(bpe):
             tokenizer_from_dict(values)
 
 
-def tokenizers_added_eos() -> list[dict]:
+def added_eos_token() -> list[dict]:
     flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
     return [{"id": 3, "content": "<eos>", "special": True, **flags}]
 
 
-def test_the_library_is_loaded_only_for_bpe(bpe, tmp_path):
+def test_library_is_loaded_only_for_bpe(bpe, tmp_path):
     CharTokenizer("ab").save(tmp_path / "char.json")
     bpe.save(tmp_path / "bpe.json")
     code = "import sys; from pathlib import Path; from minigpt.tokenizer import load_tokenizer;"

@@ -1,0 +1,52 @@
+"""Character encoder for large texts: NumPy look-ups in place of one dictionary access per character."""
+
+import contextlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from minigpt.tokenizer.base import UNK
+
+
+class CharTable:
+    """Array from code point to id.
+
+    Args:
+        ids: Id of each character, each > 0.
+    """
+
+    def __init__(self, ids: Mapping[str, int]):
+        points = [ord(character) for character in ids]
+        highest_id = max(ids.values(), default=UNK)
+        # one entry more than code points; the last one is the id of all code points beyond
+        size = max([255, *points]) + 2
+        self._table = np.full(size, UNK, dtype=np.min_scalar_type(highest_id))
+        self._table[points] = list(ids.values())
+        # the first 256 code points as a table of bytes; sorted first, so their ids nearly always fit
+        self._latin_table = bytes(np.minimum(self._table[:256], 255).tolist())
+        self._latin_fits = bool(self._table[:256].max() < 256)
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of each text, (T,)."""
+        if not texts:
+            return []
+        ends = np.cumsum([len(text) for text in texts[:-1]], dtype=np.int64)
+        return np.split(self._encode("".join(texts)), ends)
+
+    def _encode(self, text: str) -> np.ndarray:
+        if self._latin_fits:
+            # several times faster, for texts that have only the first 256 code points
+            with contextlib.suppress(UnicodeEncodeError):
+                ids = text.encode("latin-1").translate(self._latin_table)
+                return np.frombuffer(ids, dtype=np.uint8)
+        return self._table.take(_code_points(text), mode="clip")
+
+
+def count_characters(text: str) -> dict[str, int]:
+    """Return how often each character occurs in `text`."""
+    counts = np.bincount(_code_points(text))
+    return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
