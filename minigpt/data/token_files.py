@@ -1,4 +1,13 @@
-"""Token files: the ids of a corpus on disk, one file per split, and their description."""
+"""Token files: the ids of a corpus on disk.
+
+Format: a folder with
+
+    train.bin, val.bin   ids of a split, unsigned little-endian integers of the smallest sufficient size
+    meta.json            data type, fingerprint of the vocabulary, and for each split a `SplitInfo`
+
+Each document is stored between <bos> and <eos>. `TokenWriter` and `write_meta` write the files,
+`Tokens` reads them.
+"""
 
 import hashlib
 import json
@@ -11,10 +20,21 @@ import numpy as np
 from minigpt.common.errors import UserError
 from minigpt.tokenizer import EOS, Tokenizer
 
+META = "meta.json"
+
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What a token file holds: `characters` and `bytes` (UTF-8) count its text, `unknown` the <unk> in it."""
+    """Contents of a token file.
+
+    Attributes:
+        documents: Number of documents.
+        tokens: Number of ids, including <bos> and <eos>.
+        characters: Characters of the text.
+        bytes: Size of the text in UTF-8.
+        unknown: Number of <unk> among the ids.
+        sha256: Digest of the file.
+    """
 
     documents: int
     tokens: int
@@ -25,58 +45,19 @@ class SplitInfo:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned integer that holds every id, little-endian."""
+    """Return the smallest little-endian unsigned integer type that holds every id."""
     return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
 
 
-class Tokens:
-    """The token files of a folder, memory-mapped: `ids["train"]`, `ids["val"]`, `info[…]`.
-
-    Raises:
-        UserError: a file is missing, or does not have the length or the vocabulary `meta.json` says.
-    """
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer | None = None):
-        again = "run `dvc repro prepare`"
-        try:
-            meta = json.loads((folder / "meta.json").read_text())
-            dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-            self.info = {name: SplitInfo(**info) for name, info in meta["splits"].items()}
-            self.vocab_sha256: str = meta["vocab_sha256"]
-        except FileNotFoundError:
-            raise UserError(f"{folder / 'meta.json'}: not found; {again}") from None
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder / 'meta.json'}: damaged; {again}") from None
-        if tokenizer is not None and tokenizer.sha256() != self.vocab_sha256:
-            raise UserError(f"{folder}: made with another vocabulary; {again}")
-        self.ids: dict[str, np.ndarray] = {}
-        for name, info in self.info.items():
-            file = folder / f"{name}.bin"
-            if not file.exists() or file.stat().st_size != info.tokens * dtype.itemsize:
-                raise UserError(f"{file}: missing, or not {info.tokens} tokens of {dtype}; {again}")
-            # an empty file cannot be mapped
-            self.ids[name] = np.memmap(file, dtype, mode="r") if info.tokens else np.empty(0, dtype)
-
-    @property
-    def val_split(self) -> str:
-        """The split that validation reads: the training split itself where nothing is held out."""
-        return "val" if self.info["val"].documents else "train"
-
-    def sha256(self, splits: Iterable[str] = ("train", "val")) -> str:
-        """A fingerprint of the tokens of `splits` and the vocabulary together."""
-        parts = [self.vocab_sha256, *(self.info[name].sha256 for name in splits)]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-
 class TokenWriter:
-    """Appends to one split's token file, and counts; use as a context manager."""
+    """Appends ids to the token file of one split and counts them; use as a context manager."""
 
     def __init__(self, folder: Path, split: str, vocab_size: int):
-        self.split, self._path = split, folder / f"{split}.bin"
+        self.split, self._path = split, _token_file(folder, split)
         self._dtype = token_dtype(vocab_size)
         self._counts = dict.fromkeys(("documents", "tokens", "characters", "bytes", "unknown"), 0)
         self._digest = hashlib.sha256()
-        self._last = b""
+        self._last = b""  # the last id
 
     def __enter__(self) -> "TokenWriter":
         self._file = self._path.open("wb")
@@ -86,7 +67,7 @@ class TokenWriter:
         self._file.close()
 
     def add(self, data: bytes, counts: Mapping[str, int]) -> None:
-        """Append `data`, the ids of documents; `counts` has the other fields of `SplitInfo` for them."""
+        """Append the ids of documents; `counts` are the fields of `SplitInfo` for these documents."""
         for name in self._counts:
             self._counts[name] += counts[name]
         self._write(data)
@@ -97,7 +78,7 @@ class TokenWriter:
         self._last = data[-self._dtype.itemsize :] or self._last
 
     def finish(self) -> SplitInfo:
-        """End a document that is still open, the one of a stream, and say what was written."""
+        """End the document of a stream, which is still open, and return the contents of the file."""
         end = np.array([EOS], self._dtype).tobytes()
         if self._last not in (b"", end):
             self._write(end)
@@ -106,10 +87,64 @@ class TokenWriter:
 
 
 def write_meta(folder: Path, tokenizer: Tokenizer, splits: dict[str, SplitInfo]) -> None:
+    """Write meta.json, once the token files are complete."""
     meta = {
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "vocab_size": tokenizer.vocab_size,
         "vocab_sha256": tokenizer.sha256(),
         "splits": {name: asdict(info) for name, info in splits.items()},
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
+
+
+class Tokens:
+    """Token files of a folder, memory-mapped.
+
+    Args:
+        folder: Folder with the token files.
+        tokenizer: Tokenizer that must have made them, if given.
+
+    Attributes:
+        ids: Ids of each split, `ids["train"]` (N,) and `ids["val"]`.
+        info: `SplitInfo` of each split.
+
+    Raises:
+        UserError: A file is missing, or its length or vocabulary is not that in meta.json.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer | None = None):
+        advice = "run the stage prepare"
+        try:
+            meta = json.loads((folder / META).read_text())
+            dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+            self.info = {name: SplitInfo(**info) for name, info in meta["splits"].items()}
+            self.vocab_sha256: str = meta["vocab_sha256"]
+        except FileNotFoundError:
+            raise UserError(f"{folder / META}: not found; {advice}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{folder / META}: damaged; {advice}") from None
+        if tokenizer is not None and tokenizer.sha256() != self.vocab_sha256:
+            raise UserError(f"{folder}: made with another vocabulary; {advice}")
+        self.ids: dict[str, np.ndarray] = {}
+        for name, info in self.info.items():
+            file = _token_file(folder, name)
+            if not file.exists() or file.stat().st_size != info.tokens * dtype.itemsize:
+                raise UserError(
+                    f"{file}: missing, or not {info.tokens} tokens of {dtype}; {advice}"
+                )
+            # an empty file cannot be mapped
+            self.ids[name] = np.memmap(file, dtype, mode="r") if info.tokens else np.empty(0, dtype)
+
+    @property
+    def val_split(self) -> str:
+        """Split for validation: the training split if nothing is held out."""
+        return "val" if self.info["val"].documents else "train"
+
+    def sha256(self, splits: Iterable[str] = ("train", "val")) -> str:
+        """Return a fingerprint of the tokens of `splits` and the vocabulary."""
+        parts = [self.vocab_sha256, *(self.info[name].sha256 for name in splits)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def _token_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.bin"
