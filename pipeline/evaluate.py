@@ -6,7 +6,9 @@ import logging
 from minigpt.common.config import EvaluateConfig, load_params
 from minigpt.data.batches import Batches
 from minigpt.data.token_files import Tokens
-from minigpt.evaluation.evaluate import accuracy_by_class, baselines, mistakes, predict, summarize
+from minigpt.evaluation.baselines import baselines
+from minigpt.evaluation.error_analysis import accuracy_by_class, mistakes
+from minigpt.evaluation.evaluate import predict, summarize
 from minigpt.generation.engine import generate
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.torch_backend import TorchBackend

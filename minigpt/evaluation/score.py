@@ -1,4 +1,4 @@
-"""How well a model predicts a text: loss, perplexity and bits per character, of all of it and of each line."""
+"""Score of a text: loss, perplexity and bits per character, of the whole text and of each line."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from minigpt.generation.sampling import log_probabilities
 
 @dataclass(frozen=True)
 class Score:
-    """What the model paid for a stretch of text: `nats` for `tokens`, which write `characters`."""
+    """Number of tokens and characters of a text, and its -log p in nats."""
 
     tokens: int
     characters: int
     nats: float
 
     def figures(self) -> dict[str, Any]:
-        """Loss in nats a token, perplexity, and bits a character; None where there is nothing to divide by."""
+        """Return loss (nats per token), perplexity and bits per character; None if undefined."""
         loss = self.nats / self.tokens if self.tokens else None
         return {
             "tokens": self.tokens,
@@ -32,38 +32,41 @@ class Score:
 
 
 def score(backend: Backend, text: str) -> tuple[Score, list[Score]]:
-    """Of a whole text, and of each of its lines in the context of those before.
+    """Return the score of a text, and of each line in the context of the lines before.
 
-    The text is one document: the <eos> at its end is paid for too, by the last line.
+    The text is one document; the <eos> at its end counts as a token of the last line.
     """
     tokenizer = backend.tokenizer
     text = tokenizer.normalize(text)
-    nats = token_losses(backend, tokenizer.encode_array(text))
-    # of the tokens; an unknown character has no piece, but is a token
-    pieces = (
+    nats = token_losses(backend, tokenizer.encode_array(text))  # (N-1,)
+    # the text of each token; characters themselves, since <unk> has no text
+    token_texts = (
         text
         if tokenizer.kind == "char"
         else map(tokenizer.token_strings.__getitem__, tokenizer.encode(text)[1:-1])
     )
-    line = np.cumsum([0, *(piece.count("\n") for piece in pieces)])
-    *broken, last = text.split("\n")
-    characters = [*(len(content) + 1 for content in broken), len(last)]
+    # a token belongs to the line in which it starts; a line break ends its line
+    line = np.cumsum([0, *(string.count("\n") for string in token_texts)])  # (N-1,)
+    *complete, last = text.split("\n")
+    characters = [*(len(content) + 1 for content in complete), len(last)]
     tokens = np.bincount(line, minlength=len(characters)).tolist()
-    paid = np.bincount(line, weights=nats, minlength=len(characters)).tolist()
-    return Score(len(nats), len(text), float(nats.sum())), list(
-        map(Score, tokens, characters, paid)
-    )
+    line_nats = np.bincount(line, weights=nats, minlength=len(characters)).tolist()
+    lines = list(map(Score, tokens, characters, line_nats))
+    return Score(len(nats), len(text), float(nats.sum())), lines
 
 
 def token_losses(backend: Backend, ids: np.ndarray) -> np.ndarray:
-    """-log p in nats of each of `ids` (N,) but the first, each from the window that generation would use: (N-1,)."""
+    """Return -log p in nats of each id but the first: (N,) → (N-1,).
+
+    Each id is predicted from the window of context that generation would use.
+    """
     positions = np.arange(1, len(ids))
-    starts = np.array(
-        [window_start(position, backend.max_seq_len) for position in range(1, len(ids))]
-    )
-    memory, losses = backend.new_cache(1), []
+    starts = np.array([window_start(position, backend.max_seq_len) for position in positions])
+    cache, losses = backend.new_cache(1), []
+    # one forward pass for all positions whose windows start at the same place
     for start in np.unique(starts):
         predicted = positions[starts == start]
-        logits = memory.prefill(0, ids[start : predicted[-1]], 0)[predicted[0] - 1 - start :]
+        logits = cache.prefill(0, ids[start : predicted[-1]], 0)  # (T, V)
+        logits = logits[predicted[0] - 1 - start :]  # (number of predicted, V)
         losses.append(-log_probabilities(logits, ids[predicted]))
     return np.concatenate(losses)

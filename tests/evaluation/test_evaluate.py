@@ -9,21 +9,20 @@ from hypothesis import strategies as st
 
 from minigpt.data.batches import Batches
 from minigpt.data.token_files import SplitInfo
-from minigpt.evaluation.evaluate import (
+from minigpt.evaluation.baselines import baselines
+from minigpt.evaluation.error_analysis import (
     accuracy_by_class,
-    baselines,
     character_class,
     mistakes,
-    piece_class,
-    predict,
-    summarize,
+    token_class,
 )
+from minigpt.evaluation.evaluate import predict, summarize
 from minigpt.model.loss import mean_loss
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_every_target_is_judged_once(sentences, tokenizer, layout):
+def test_every_target_is_predicted_once(sentences, tokenizer, layout):
     ids = torch.tensor(
         [token for text in sentences[:9] for token in tokenizer.encode(text)]
     ).numpy()
@@ -36,7 +35,7 @@ def test_every_target_is_judged_once(sentences, tokenizer, layout):
     assert set(pairs) <= set(zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True))
 
 
-def test_the_summary_is_arithmetic():
+def test_summary_of_known_losses():
     predictions = pd.DataFrame(
         {"target": [4, 5, 6, 3], "predicted": [4, 5, 5, 5], "loss": [math.log(2)] * 4}
     )
@@ -55,7 +54,7 @@ def test_the_summary_is_arithmetic():
 
 
 def test_baselines_of_a_known_text():
-    # "abababab": one bit a token for who counts, none for who looks at the one before
+    # "abababab": one bit per token by counts alone, none given the previous token
     predictions = pd.DataFrame({"previous": [4, 5] * 4, "target": [5, 4] * 4})
     assert baselines(predictions, 8) == pytest.approx(
         {"uniform": math.log(8), "unigram": math.log(2), "bigram": 0}
@@ -63,17 +62,17 @@ def test_baselines_of_a_known_text():
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
-def test_more_knowledge_never_costs(pairs):
+def test_more_context_never_raises_the_loss(pairs):
     found = baselines(pd.DataFrame(pairs, columns=["previous", "target"]), 6)
     assert found["uniform"] + 1e-9 >= found["unigram"] >= found["bigram"] - 1e-9 >= -2e-9
 
 
-def test_accuracy_by_kind_of_character():
+def test_accuracy_by_class_of_character():
     tokenizer = CharTokenizer("aB7 .\n")
     targets = tokenizer.encode("aaB7 .\n")[1:]
-    guesses = tokenizer.encode("aBB7  \n")[1:]
+    predicted = tokenizer.encode("aBB7  \n")[1:]
     table = accuracy_by_class(
-        pd.DataFrame({"target": targets, "predicted": guesses, "loss": 1.0}), tokenizer
+        pd.DataFrame({"target": targets, "predicted": predicted, "loss": 1.0}), tokenizer
     )
     found = table.set_index("class")["accuracy"].to_dict()
     assert found == {
@@ -99,7 +98,7 @@ def test_accuracy_by_kind_of_character():
     ]
 
 
-def test_a_subword_is_of_the_kind_of_its_first_character_but_spaces():
+def test_class_of_a_subword_ignores_leading_spaces():
     found = {
         " the": "lowercase",
         "The": "uppercase",
@@ -113,7 +112,7 @@ def test_a_subword_is_of_the_kind_of_its_first_character_but_spaces():
         "a\udcc3": "lowercase",
         "1st": "digit",
     }
-    assert {piece: piece_class(piece) for piece in found} == found
+    assert {string: token_class(string) for string in found} == found
     tokenizer = BPETokenizer()
     targets = tokenizer.encode("né")[1:]
     table = accuracy_by_class(
@@ -126,9 +125,9 @@ def test_a_subword_is_of_the_kind_of_its_first_character_but_spaces():
     }
 
 
-def test_mistakes_are_counted_by_what_was_expected(tokenizer):
+def test_mistakes_are_shares_of_their_target(tokenizer):
     e, t, space = (tokenizer.encode(text, add_special_tokens=False)[0] for text in "et ")
     predictions = pd.DataFrame({"target": [e, e, e, t, 3], "predicted": [space, space, e, e, t]})
-    table = mistakes(predictions, tokenizer, most=2)
+    table = mistakes(predictions, tokenizer, limit=2)
     assert table.to_dict("records")[0] == {"mistake": "'e' → ' '", "count": 2, "share": 0.6667}
     assert len(table) == 2
