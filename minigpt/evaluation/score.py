@@ -61,7 +61,7 @@ def token_losses(backend: Backend, ids: np.ndarray) -> np.ndarray:
     Each id is predicted from the window of context that generation would use.
     """
     positions = np.arange(1, len(ids))
-    starts = np.array([window_start(position, backend.max_seq_len) for position in positions])
+    starts = np.array([window_start(i, backend.max_seq_len) for i in range(1, len(ids))])
     cache, losses = backend.new_cache(1), []
     # one forward pass for all positions whose windows start at the same place
     for start in np.unique(starts):

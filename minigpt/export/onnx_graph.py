@@ -1,19 +1,20 @@
-"""The model as an ONNX graph, built by hand: few nodes, each a kernel that does much at once.
+"""Export of a model to ONNX: a graph built by hand of few nodes, each a fused kernel.
 
-What a character costs is half arithmetic and half nodes, of which each adds a microsecond or so;
-PyTorch's own exporter makes four times as many. Beside ONNX's own operators these are ONNX Runtime's
-(domain com.microsoft):
+About half of the time per character is arithmetic; the rest is per-node overhead, about a
+microsecond each. PyTorch's exporter creates four times as many nodes. Besides ONNX's operators, the
+graph uses these of ONNX Runtime (domain com.microsoft):
 
     SkipSimplifiedLayerNormalization
-        x + y + bias, and the RMS norm of it
+        x + y + bias, and its RMS norm
     GroupQueryAttention
-        queries and keys turned (rotary positions), the cache extended, and masked attention over it
+        rotary positions, KV cache update and masked attention
     MatMulNBits
-        a product with a matrix of 8-bit integers
+        product with a matrix of 8-bit integers (`int8.py`)
 
-The inputs, outputs and metadata of the graph are described in `minigpt/generation/onnx_backend.py`. Shapes as
-in `minigpt/model/model.py`, and S = max_seq_len. The functions add the part of the model that they are named
-after; they take and return names of values in the graph.
+`minigpt/generation/onnx_backend.py` describes inputs, outputs and metadata. Shapes are those of
+`minigpt/model/model.py`; S = max_seq_len, and E ≥ D is the padded size of a head (`head_layout`).
+Each `add_…` function adds the part of the model in its name; it takes and returns names of values
+in the graph.
 """
 
 import copy
@@ -27,18 +28,19 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from minigpt.export.int8 import add_int8_linear
 from minigpt.model.model import FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
 from minigpt.model.variants import NORM_EPS
 
 OPSETS = {"": 23, "com.microsoft": 1}
 IR_VERSION = 10
-BLOCK = 128  # weights of a row that share a scale, in int8
 
 
 class Graph:
-    """Nodes and constants, in the order in which they are added.
+    """Nodes and constants of an ONNX graph, in the order in which they are added.
 
-    With `int8` the matrices are stored in 8 bits, and products are computed in 8 bits.
+    Args:
+        int8: Store matrices, and compute products, in 8 bits.
     """
 
     def __init__(self, int8: bool = False) -> None:
@@ -47,55 +49,57 @@ class Graph:
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def constant(self, name: str, value: Tensor | np.ndarray) -> str:
+        """Add a constant and return its name."""
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
     def node(self, op: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
-        """Add a node; returns the name of its first output. "ms.X" is X in ONNX Runtime's domain."""
+        """Add a node and return its first output; "ms.X" is the operator X of ONNX Runtime."""
         domain = "com.microsoft" if op.startswith("ms.") else ""
         self.nodes.append(
             helper.make_node(op.removeprefix("ms."), inputs, outputs, domain=domain, **attributes)
         )
         return outputs[0]
 
-    def to_bytes(
-        self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto], **texts: str
-    ) -> bytes:
-        """The file, with `texts` as its metadata; equal graphs give equal bytes."""
-        graph = helper.make_graph(
-            self.nodes, "minigpt", inputs, outputs, list(self.constants.values())
-        )
+    def to_proto(
+        self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        """Return the graph as a valid ONNX model."""
+        constants = list(self.constants.values())
+        graph = helper.make_graph(self.nodes, "minigpt", inputs, outputs, constants)
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
-        file = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-        helper.set_model_props(file, texts)
-        onnx.checker.check_model(file)
-        return file.SerializeToString(deterministic=True)
+        proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        onnx.checker.check_model(proto)
+        return proto
 
 
 def to_onnx(model: MiniGPT, metadata: dict[str, Any], quantize: str | None = None) -> bytes:
-    """The model as the bytes of an ONNX file, `metadata` inside; equal models give equal bytes.
+    """Return the content of an ONNX file; equal models and metadata give equal bytes."""
+    return serialize(build_proto(model, quantize), metadata)
 
-    `quantize`: "int8" makes the file a quarter as large, a large model faster, and each a little worse.
-    """
+
+def serialize(proto: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
+    """Return the content of an ONNX file with `metadata` in it."""
+    helper.set_model_props(proto, {"minigpt": json.dumps(metadata)})
+    return proto.SerializeToString(deterministic=True)
+
+
+def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:
+    """Return the model as ONNX; with `quantize="int8"` a quarter as large and slightly less accurate."""
     graph = Graph(int8=quantize == "int8")
-    model = without_means(model)
+    model = fold_layer_norms(model)
     add_model(graph, model)
     V = model.token_embedding.num_embeddings
     ids = ["input_ids", "positions"] + ["previous_ids"] * (model.bigram_embedding is not None)
     attention = _blocks(model)[0].attention
-    cache: list[str | int] = [
-        "B",
-        attention.num_heads,
-        model.max_seq_len,
-        head_layout(attention)[1],
-    ]
+    _, E, _ = head_layout(attention)
+    cache: list[str | int] = ["B", attention.num_heads, model.max_seq_len, E]
     parts = [f"{part}_{layer}" for layer in range(len(model.blocks)) for part in ("key", "value")]
-    return graph.to_bytes(
+    return graph.to_proto(
         [_integers(name, ["B", "T"]) for name in ids]
         + [_floats(f"past_{part}", cache) for part in parts],
         [_floats("logits", ["B", "T", V]), *(_floats(f"present_{part}", cache) for part in parts)],
-        minigpt=json.dumps(metadata),
     )
 
 
@@ -112,12 +116,13 @@ def _blocks(model: MiniGPT) -> list[TransformerBlock]:
 
 
 @torch.no_grad()
-def without_means(model: MiniGPT) -> MiniGPT:
-    """A model with the same logits, in which each layer norm gets channels whose mean is 0 and adds no bias.
+def fold_layer_norms(model: MiniGPT) -> MiniGPT:
+    """Return a model with the same logits whose layer norms are RMS norms without bias.
 
-    The layer norm is then an RMS norm, whose kernel takes a quarter of the time. A norm takes the mean away, so
-    nothing is lost where whatever is added to x has none; and what a norm adds, the next linear layer can add
-    (Ashkboos et al., "SliceGPT", arXiv:2401.15024, section 3.2).
+    The kernel of an RMS norm takes a quarter of the time. A layer norm subtracts the mean over the
+    channels and adds a bias. The mean is zero if everything that is added to x has mean zero, and
+    the bias can be added by the next linear layer instead (Ashkboos et al., "SliceGPT",
+    arXiv:2401.15024, section 3.2).
     """
     model = copy.deepcopy(model)
     blocks = _blocks(model)
@@ -128,11 +133,11 @@ def without_means(model: MiniGPT) -> MiniGPT:
         tables.append(model.positional_encoding.encoding)
     for table in tables:  # (…, C)
         table.sub_(table.mean(dim=1, keepdim=True))
-    for linear in [
-        part for block in blocks for part in (block.attention.output, block.feed_forward.linear2)
-    ]:
+    outputs = [block.attention.output for block in blocks]
+    outputs += [block.feed_forward.linear2 for block in blocks]
+    for linear in outputs:
         linear.weight.sub_(linear.weight.mean(dim=0))  # (C, …)
-        linear.bias.sub_(linear.bias.mean())
+        linear.bias.sub_(linear.bias.mean())  # (C,)
     following = [(block.norm1, block.attention.query_key_value) for block in blocks]
     following += [(block.norm2, block.feed_forward.linear1) for block in blocks]
     for norm, linear in [*following, (model.norm, model.head)]:
@@ -142,12 +147,12 @@ def without_means(model: MiniGPT) -> MiniGPT:
 
 
 def add_model(graph: Graph, model: MiniGPT) -> None:
-    """From the inputs to the outputs, for a model `without_means`."""
+    """Add everything from inputs to outputs, for a model with folded layer norms."""
     add_lengths(graph)
     x, y = add_embeddings(graph, model)
     blocks = _blocks(model)
     x, normed = add_norm(graph, "blocks.0.norm1", blocks[0].norm1, x, y)
-    norms = [*(block.norm1 for block in blocks[1:]), model.norm]  # the one after each block
+    norms = [*(block.norm1 for block in blocks[1:]), model.norm]  # the norm after each block
     for layer, (block, norm) in enumerate(zip(blocks, norms, strict=True)):
         name = f"blocks.{layer}"
         y = add_attention(graph, f"{name}.attention", block.attention, normed, layer)
@@ -158,9 +163,9 @@ def add_model(graph: Graph, model: MiniGPT) -> None:
 
 
 def add_lengths(graph: Graph) -> None:
-    """last (B,) and length (): each row's last position, and how many positions the longest row has now.
+    """Add the lengths that the attention kernel expects as 32-bit integers.
 
-    The attention kernel wants them as 32-bit integers.
+    last (B,) is the last position of each row, length () the number of positions of the longest.
     """
     last = graph.node(
         "Gather", ["positions", graph.constant("minus_one", np.array(-1))], "last_position", axis=1
@@ -171,7 +176,7 @@ def add_lengths(graph: Graph) -> None:
 
 
 def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
-    """Two values, each (B, T, C), of which x is the sum: the first norm takes two."""
+    """Return two values (B, T, C) whose sum is x: the kernel of the first norm adds two values."""
     tokens = model.token_embedding.weight
     if model.bigram_embedding is None and model.positional_encoding is None:
         half = graph.node(
@@ -182,10 +187,8 @@ def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
         graph.node("Gather", [graph.constant("token_embedding", tokens), "input_ids"], "token")
     ]
     if model.bigram_embedding is not None:
-        V, buckets = (
-            np.array(size)
-            for size in (model.bigram_embedding.vocab_size, model.bigram_embedding.buckets)
-        )
+        V = np.array(model.bigram_embedding.vocab_size)
+        buckets = np.array(model.bigram_embedding.buckets)
         row = graph.node("Mul", ["previous_ids", graph.constant("vocab_size", V)], "row")
         pair = graph.node("Add", [row, "input_ids"], "pair")
         bucket = graph.node("Mod", [pair, graph.constant("buckets", buckets)], "bucket")
@@ -202,7 +205,7 @@ def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
 def add_norm(
     graph: Graph, name: str, norm: nn.LayerNorm, x: str, y: str, bias: Tensor | None = None
 ) -> tuple[str, str]:
-    """x + y + bias and the norm of it, each (B, T, C), of a model `without_means`."""
+    """Return x + y + bias and its norm, each (B, T, C); the norm must be folded."""
     assert not norm.bias.any()
     inputs = [x, y, graph.constant(f"{name}.weight", norm.weight)]
     if bias is not None:
@@ -215,7 +218,7 @@ def add_norm(
 def add_linear(
     graph: Graph, output: str, weight: Tensor, x: str, bias: Tensor | None = None
 ) -> str:
-    """x Wᵀ + b: weight (N, K), x (B, T, K) → (B, T, N)."""
+    """Add x Wᵀ + b: weight (N, K), x (B, T, K) → (B, T, N)."""
     if graph.int8:
         return add_int8_linear(graph, output, weight, x, bias)
     product = output if bias is None else f"{output}.product"
@@ -225,33 +228,8 @@ def add_linear(
     return output
 
 
-def add_int8_linear(graph: Graph, output: str, weight: Tensor, x: str, bias: Tensor | None) -> str:
-    """As `add_linear`, each `BLOCK` weights of a row as 8-bit integers around 128 with one scale."""
-    N, K = weight.shape
-    blocks = -(-K // BLOCK)
-    padded = np.zeros((N, blocks * BLOCK), dtype=np.float32)
-    padded[:, :K] = weight.detach().cpu().numpy()
-    by_block = padded.reshape(N, blocks, BLOCK)
-    scales = np.abs(by_block).max(axis=2) / 127
-    scales[scales == 0] = 1
-    integers = (np.rint(by_block / scales[:, :, None]) + 128).astype(np.uint8)
-    inputs = [
-        x,
-        graph.constant(f"{output}.weight", integers),
-        graph.constant(f"{output}.scales", scales),
-        "",
-        "",
-    ]
-    if bias is not None:
-        inputs.append(graph.constant(f"{output}.bias", bias))
-    # level 4: activations become 8-bit integers too; at any other level the kernel is many times slower
-    return graph.node(
-        "ms.MatMulNBits", inputs, output, K=K, N=N, bits=8, block_size=BLOCK, accuracy_level=4
-    )
-
-
 def add_feed_forward(graph: Graph, name: str, feed_forward: FeedForward, x: str) -> str:
-    """(B, T, C) → (B, T, C), without the bias of `linear2`, which the next norm adds."""
+    """Add the feed-forward network without the last bias, which the next norm adds: (B, T, C) → (B, T, C)."""
     hidden = add_linear(
         graph, f"{name}.linear1", feed_forward.linear1.weight, x, feed_forward.linear1.bias
     )
@@ -262,18 +240,22 @@ def add_feed_forward(graph: Graph, name: str, feed_forward: FeedForward, x: str)
 def add_attention(
     graph: Graph, name: str, attention: MultiHeadAttention, x: str, layer: int
 ) -> str:
-    """(B, T, C) → (B, T, C), without the bias of `output`, which the next norm adds; the cache goes in and out."""
+    """Add attention and the update of its KV cache: (B, T, C) → (B, T, C).
+
+    The bias of `output` is left to the next norm.
+    """
     H, C = attention.num_heads, attention.output.in_features
-    D, E, places = head_layout(attention)
+    D, E, channels = head_layout(attention)
 
     def widen(heads: Tensor) -> Tensor:
-        """(…, D) → (…, E), the D channels in their places and zeros between."""
+        """Pad each head with zeros: (…, D) → (…, E)."""
         wide = heads.new_zeros(*heads.shape[:-1], E)
-        wide[..., places] = heads
+        wide[..., channels] = heads
         return wide
 
     weight, bias = attention.query_key_value.weight, attention.query_key_value.bias
-    weight = widen(weight.view(3 * H, D, C).transpose(1, 2)).transpose(1, 2).reshape(3 * H * E, C)
+    weight = weight.view(3 * H, D, C).transpose(1, 2)  # (3·H, C, D)
+    weight = widen(weight).transpose(1, 2).reshape(3 * H * E, C)  # (3·H·E, C)
     qkv = add_linear(
         graph, f"{name}.query_key_value", weight, x, widen(bias.view(3 * H, D)).flatten()
     )
@@ -290,19 +272,20 @@ def add_attention(
         options["do_rotary"] = 1
     outputs = f"{name}.attended", f"present_key_{layer}", f"present_value_{layer}"
     attended = graph.node("ms.GroupQueryAttention", inputs, *outputs, **options)
-    weight = widen(attention.output.weight.view(C, H, D)).reshape(C, H * E)
+    weight = widen(attention.output.weight.view(C, H, D)).reshape(C, H * E)  # (C, H·E)
     return add_linear(graph, f"{name}.output", weight, attended)
 
 
 def add_query_key_norm(graph: Graph, name: str, attention: MultiHeadAttention, qkv: str) -> str:
-    """(B, T, 3·H·E) → the same, with the RMS norm of each query and key."""
+    """Add the RMS norm of each query and key: (B, T, 3·H·E) → (B, T, 3·H·E)."""
     H, (D, E, _) = attention.num_heads, head_layout(attention)
     heads = graph.node(
         "Reshape", [qkv, graph.constant("by_head", np.array([0, 0, 3 * H, E]))], f"{name}.heads"
     )
     sizes = graph.constant("queries_keys_and_values", np.array([2 * H, H]))
     graph.node("Split", [heads, sizes], f"{name}.query_key", f"{name}.value", axis=2)
-    # the mean is taken over all E channels, of which E - D are zero: both it and epsilon are E/D times too small
+    # The kernel takes the mean over E channels, of which E - D are zero, so the mean square is D/E of
+    # that over D. Epsilon is scaled alike, and the result by √(D/E).
     scale = graph.constant("query_key_scale", np.full(E, math.sqrt(D / E), dtype=np.float32))
     epsilon = NORM_EPS * D / E
     normed = graph.node(
@@ -318,10 +301,10 @@ def add_query_key_norm(graph: Graph, name: str, attention: MultiHeadAttention, q
 
 
 def head_layout(attention: MultiHeadAttention) -> tuple[int, int, np.ndarray]:
-    """D, E, and where a head's D channels lie among the E that it has in the graph.
+    """Return D, the padded size E, and the indices of a head's D channels among the E in the graph.
 
-    The attention kernel wants a multiple of 8, or of 16 where it turns channel i with i + E/2, so heads of
-    another size are filled up with zeros, half by half.
+    The attention kernel requires a multiple of 8, or with rotary positions, which rotate channels i
+    and i + E/2 together, of 16. Other heads are padded with zeros, each half for itself.
     """
     D = attention.output.in_features // attention.num_heads
     multiple = 8 if attention.rotary is None else 16

@@ -1,4 +1,4 @@
-"""Where things are in the project, and fingerprints of what is there."""
+"""Paths of the project's files, and the fingerprint of a stage's code."""
 
 import hashlib
 import os
@@ -17,12 +17,14 @@ CHARACTERS = REPORTS / "characters.csv"
 TRAINING = REPORTS / "training.json"
 EVALUATION = REPORTS / "evaluation.json"
 MISTAKES = REPORTS / "mistakes.csv"
+ACCURACY = REPORTS / "accuracy.csv"
+SAMPLES = REPORTS / "samples.md"
 EXPORT = REPORTS / "export.json"
 MODEL_CARD = REPORTS / "model_card.md"
 
 
 def root() -> Path:
-    """The main repository, also from the temporary workspace that DVC makes for a queued experiment."""
+    """Return the main repository, also from the temporary workspace of a queued DVC experiment."""
     if "DVC_ROOT" in os.environ:
         return Path(os.environ["DVC_ROOT"])
     here = Path.cwd()
@@ -32,7 +34,7 @@ def root() -> Path:
 
 
 def code_sha256(stage: str) -> str:
-    """SHA-256 over the project's own Python files that `stage` depends on, as dvc.yaml lists them."""
+    """Return the SHA-256 over the Python files that dvc.yaml lists as dependencies of `stage`."""
     deps = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"][stage]["deps"]
     digest = hashlib.sha256()
     sources = [dep for dep in deps if dep.startswith(("minigpt", "pipeline"))]

@@ -110,7 +110,7 @@ def test_a_loss_of_quality_is_refused():
     check_quality(1.005, 1.0, 0.01)
     with pytest.raises(
         UserError,
-        match=r"export\.max_quality_loss: quantized, .* 1\.0200 bits per character in place of 1\.0000, 2\.00% more",
+        match=r"export\.max_quality_loss: quantized, .* 1\.0200 bits per character instead of 1\.0000, 2\.00% more",
     ):
         check_quality(1.02, 1.0, 0.01)
     with pytest.raises(UserError, match=r"export\.max_quality_loss"):

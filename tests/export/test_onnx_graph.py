@@ -1,4 +1,4 @@
-"""The graph's pieces against PyTorch's, one by one; whole models are compared in test_export.py."""
+"""Parts of the ONNX graph against PyTorch; test_checks.py compares whole models."""
 
 import itertools
 from functools import partial
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from minigpt.evaluation.evaluate import predict
-from minigpt.export import onnx_graph as pieces
+from minigpt.export import onnx_graph as parts
 from minigpt.export.checks import logits_of
 from minigpt.export.onnx_graph import Graph, to_onnx
 from minigpt.generation.onnx_backend import OnnxBackend
@@ -31,7 +31,7 @@ def run(graph: Graph, inputs: dict[str, np.ndarray], *outputs: str) -> list[np.n
         helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shapes[name]))
         for name in outputs
     ]
-    session = onnxruntime.InferenceSession(graph.to_bytes(values, wanted))
+    session = onnxruntime.InferenceSession(graph.to_proto(values, wanted).SerializeToString())
     return session.run(list(outputs), inputs)
 
 
@@ -46,18 +46,18 @@ def model(**switches) -> MiniGPT:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear(bias):
+def test_linear_layer(bias):
     graph, linear, x = Graph(), nn.Linear(24, 40, bias=bias), tensor(2, 3, 24)
-    pieces.add_linear(graph, "y", linear.weight, "x", linear.bias)
+    parts.add_linear(graph, "y", linear.weight, "x", linear.bias)
     (y,) = run(graph, {"x": x.numpy()}, "y")
     np.testing.assert_allclose(y, linear(x).detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (128, 7), (300, 64)])
-def test_linear_in_8_bits(inputs, outputs):
-    """The weights are rounded to a 127th of the largest of their block, and so are the inputs."""
+def test_int8_linear_layer_is_close(inputs, outputs):
+    """Weights and inputs are rounded to 1/127 of the largest of their block."""
     graph, linear, x = Graph(int8=True), nn.Linear(inputs, outputs), tensor(2, 3, inputs)
-    pieces.add_linear(graph, "y", linear.weight, "x", linear.bias)
+    parts.add_linear(graph, "y", linear.weight, "x", linear.bias)
     (y,) = run(graph, {"x": x.numpy()}, "y")
     error = y - linear(x).detach().numpy()
     assert np.sqrt((error**2).mean()) < 0.01 * linear(x).std().item()
@@ -66,9 +66,9 @@ def test_linear_in_8_bits(inputs, outputs):
 @pytest.mark.parametrize(
     "switches", [{}, {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97}], ids=str
 )
-def test_without_means_a_model_is_the_same(switches):
+def test_folded_layer_norms_give_the_same_logits(switches):
     original = model(**switches)
-    changed = pieces.without_means(original)
+    changed = parts.fold_layer_norms(original)
     ids = torch.randint(30, (2, 16))
     seen = []
     norms = [module for module in changed.modules() if isinstance(module, nn.LayerNorm)]
@@ -81,24 +81,24 @@ def test_without_means_a_model_is_the_same(switches):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_norm_of_a_sum(bias):
+def test_add_norm(bias):
     graph, norm = Graph(), nn.LayerNorm(24)
     nn.init.normal_(norm.weight)
     x, y, added = (
         values - values.mean(dim=-1, keepdim=True) for values in (*tensor(2, 2, 3, 24), tensor(24))
     )
     added = added if bias else None
-    names = pieces.add_norm(graph, "norm", norm, "x", "y", added)
+    names = parts.add_norm(graph, "norm", norm, "x", "y", added)
     total, normed = run(graph, {"x": x.numpy(), "y": y.numpy()}, *names)
     expected = x + y + (added if bias else 0)
     np.testing.assert_allclose(total, expected, atol=1e-6)
     np.testing.assert_allclose(normed, norm(expected).detach(), atol=1e-5)
 
 
-def test_feed_forward():
+def test_feed_forward_network():
     graph, block, x = Graph(), model().blocks[0], tensor(2, 3, 24)
     (y,) = run(
-        graph, {"x": x.numpy()}, pieces.add_feed_forward(graph, "ff", block.feed_forward, "x")
+        graph, {"x": x.numpy()}, parts.add_feed_forward(graph, "ff", block.feed_forward, "x")
     )
     expected = block.feed_forward(x) - block.feed_forward.linear2.bias
     np.testing.assert_allclose(y, expected.detach(), atol=1e-5)
@@ -109,12 +109,12 @@ def test_feed_forward():
     list(itertools.product(["sinusoidal", "rotary"], [0, 97])),
     ids=str,
 )
-def test_embeddings(positional, bigram_buckets):
+def test_sum_of_embeddings(positional, bigram_buckets):
     graph, gpt = Graph(), model(positional=positional, bigram_buckets=bigram_buckets)
     ids, positions = np.array([[5, 6, 29], [7, 5, 5]]), np.array([[0, 1, 2]] * 2)
     previous = np.array([[0, 5, 6], [0, 7, 5]])
     inputs = {"input_ids": ids, "positions": positions, "previous_ids": previous}
-    names = pieces.add_embeddings(graph, gpt)
+    names = parts.add_embeddings(graph, gpt)
     x, y = run(graph, inputs, *names) if names[0] != names[1] else run(graph, inputs, names[0]) * 2
     seen = []
     gpt.blocks[0].register_forward_pre_hook(lambda block, arguments: seen.append(arguments[0]))
@@ -133,12 +133,12 @@ def test_embeddings(positional, bigram_buckets):
     ],
 )
 def test_attention_extends_the_cache(heads, positional, qk_norm):
-    """Heads of 12, 4 and 1 channels: all of them filled up for the kernel."""
+    """Heads of 12, 4 and 1 channels, all of which are padded for the kernel."""
     graph, gpt = Graph(), model(num_heads=heads, positional=positional, qk_norm=qk_norm)
     attention = gpt.blocks[0].attention
-    pieces.add_lengths(graph)
-    name = pieces.add_attention(graph, "attention", attention, "x", 0)
-    _, channels, _ = pieces.head_layout(attention)
+    parts.add_lengths(graph)
+    name = parts.add_attention(graph, "attention", attention, "x", 0)
+    _, channels, _ = parts.head_layout(attention)
     cache = np.zeros((1, heads, 16, channels), dtype=np.float32)
     caches = {"past_key_0": cache, "past_value_0": cache}
     x = tensor(1, 9, 24)
@@ -150,7 +150,7 @@ def test_attention_extends_the_cache(heads, positional, qk_norm):
         caches = dict(zip(caches, present, strict=True))
 
 
-def test_a_model_in_8_bits_is_small_and_nearly_as_good(trained, tokenizer, sentences, tmp_path):
+def test_int8_model_is_small(trained, tokenizer, sentences, tmp_path):
     metadata = {"config": {"max_seq_len": 64}, "tokenizer": tokenizer.to_dict()}
     texts = [tokenizer.encode_array(text)[None, :65] for text in sentences[:10]]
     losses, sizes = [], []

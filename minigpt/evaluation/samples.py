@@ -1,0 +1,22 @@
+"""Sample texts of a model, as Markdown."""
+
+from collections.abc import Iterable
+
+from minigpt.generation.backend import Backend
+from minigpt.generation.engine import generate
+from minigpt.generation.sampling import Sampling
+
+
+def samples_markdown(
+    backend: Backend, prompts: Iterable[str], max_new_tokens: int, sampling: Sampling
+) -> str:
+    """Return one generated text for each prompt, each with noise of its own."""
+    text = (
+        f"# Samples\n\nTemperature {sampling.temperature}, top-k {sampling.top_k}, "
+        f"seed {sampling.seed}.\n"
+    )
+    for sample, prompt in enumerate(prompts):
+        continuation = "".join(generate(backend, prompt, max_new_tokens, sampling, sample))
+        heading = f"`{prompt}`" if prompt else "No prompt"
+        text += f"\n## {heading}\n\n```text\n{prompt}{continuation}\n```\n"
+    return text

@@ -1,0 +1,59 @@
+"""Checked export: ONNX files that are proven equal, or close, to the model before they are kept."""
+
+from collections.abc import Callable
+from typing import Any
+
+from minigpt.export.checks import check_parity, check_quality, max_logit_difference, opened
+from minigpt.export.onnx_graph import build_proto, serialize, to_onnx
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.model import MiniGPT
+
+
+def export(
+    model: MiniGPT, metadata: dict[str, Any], tolerance: float
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the content of an ONNX file and figures about it.
+
+    Raises:
+        UserError: A logit differs from the model's by more than `tolerance`.
+    """
+    data = to_onnx(model, metadata)
+    with opened(data) as exported:
+        difference = max_logit_difference(TorchBackend(model, exported.tokenizer), exported)
+    check_parity(difference, tolerance)
+    return data, {
+        "max_logit_difference": difference,
+        "tolerance": tolerance,
+        "bytes": len(data),
+    }
+
+
+def export_quantized(
+    model: MiniGPT,
+    metadata: dict[str, Any],
+    quantize: str,
+    bits_per_char: Callable[[OnnxBackend], float],
+    expected: float,
+    max_loss: float,
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the content of a quantized ONNX file and figures about it.
+
+    Args:
+        model: Model to quantize.
+        metadata: Metadata of the file, to which the figures are added.
+        quantize: "int8".
+        bits_per_char: Function that measures a backend.
+        expected: Bits per character without quantization.
+        max_loss: Maximum increase of bits per character, as a share.
+
+    Raises:
+        UserError: The quality loss is larger than `max_loss`.
+    """
+    proto = build_proto(model, quantize)
+    with opened(serialize(proto, metadata)) as quantized:
+        bits = bits_per_char(quantized)
+    check_quality(bits, expected, max_loss)
+    quality = {"bits_per_char": bits, "quality_loss": bits / expected - 1}
+    data = serialize(proto, {**metadata, "quantization": {"type": quantize, **quality}})
+    return data, {**quality, "bytes": len(data)}
