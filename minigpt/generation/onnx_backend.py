@@ -26,6 +26,7 @@ import onnxruntime
 from onnxruntime import OrtValue
 
 from minigpt.common.errors import UserError
+from minigpt.common.format_version import check_format_version
 from minigpt.data.ngram_table import Draft
 from minigpt.tokenizer import tokenizer_from_dict
 
@@ -48,6 +49,7 @@ class OnnxBackend:
             self.metadata: dict[str, Any] = json.loads(
                 self.session.get_modelmeta().custom_metadata_map["minigpt"]
             )
+            check_format_version(path, self.metadata)
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             shapes = {value.name: value.shape for value in self.session.get_inputs()}

@@ -11,6 +11,8 @@ import pytest
 from conftest import Project, states, wait_for
 from filelock import FileLock
 
+from minigpt.common.config import RuntimeConfig
+
 TRAIN = (sys.executable, "-m", "pipeline.train")
 MODEL = "models/minigpt.safetensors"
 
@@ -91,3 +93,18 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_traini
         in out
     )
     assert (project.root / MODEL).read_bytes() == expected
+
+
+def test_runtime_parameters_change_no_output(project):
+    outputs = [MODEL, "reports/training.csv", "reports/validation.csv", "reports/training.json"]
+    expected = [(project.root / name).read_bytes() for name in outputs]
+    for old, new in (
+        ("checkpoint_interval: 5", "checkpoint_interval: 7"),
+        ("checkpoint_seconds: 60", "checkpoint_seconds: 0.01"),
+    ):
+        project.edit("params.yaml", old, new)
+        assert "Stage 'train' didn't change" in project.run("dvc", "repro", "train")
+        project.run(*TRAIN)
+        assert [(project.root / name).read_bytes() for name in outputs] == expected
+    changed = {"checkpoint_interval", "checkpoint_seconds"}
+    assert set(RuntimeConfig.model_fields) == changed  # a new key belongs into this test

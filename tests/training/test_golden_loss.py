@@ -1,0 +1,31 @@
+"""Golden losses: a change of the model, the optimizer or the batches shows within seconds."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, build_model, train_config
+
+from minigpt.data.batches import Batches
+from minigpt.training.train import Trainer
+
+SIZES = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 32}
+EXPECTED = [
+    2.757913742523506,
+    2.5467980416730014,
+    2.7488074444665345,
+    2.75597624856514,
+    2.5325934580198,
+]
+
+
+@pytest.mark.parametrize(
+    ("switches", "expected"), list(zip(ARCHITECTURES, EXPECTED, strict=True)), ids=str
+)
+def test_loss_after_50_steps_is_unchanged(sentences, tokenizer, switches, expected):
+    ids = torch.tensor([token for text in sentences for token in tokenizer.encode(text)]).numpy()
+    config = train_config(max_steps=50, eval_interval=50, precision="float32")
+    torch.manual_seed(0)
+    # float64: differences between CPUs stay far below the tolerance
+    model = build_model(tokenizer.vocab_size, **SIZES, **switches).double()
+    batches = Batches(ids, "packed", config.batch_size, 32, seed=0)
+    progress = Trainer(model, batches, Batches(ids, "packed", 32, 32), config).run()
+    assert progress.best_val_loss == pytest.approx(expected, rel=1e-7)
