@@ -16,7 +16,7 @@ from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking import tracking
+from pipeline.tracking import run as tracking
 
 log = logging.getLogger(__name__)
 OUTPUTS = [paths.EVALUATION, paths.ACCURACY, paths.MISTAKES, paths.SAMPLES]

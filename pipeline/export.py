@@ -16,7 +16,7 @@ from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.model.checkpoint import load_model
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking import tracking
+from pipeline.tracking import run as tracking
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from minigpt.training.train import Interrupted, Metrics, Trainer
 from pipeline.common import paths
 from pipeline.common.progress import TrainingProgress
 from pipeline.common.stage import SignalCatcher, run_stage
-from pipeline.tracking import tracking
+from pipeline.tracking import run as tracking
 
 
 def main() -> None:

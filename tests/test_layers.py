@@ -59,9 +59,11 @@ def test_only_the_tracking_files_know_mlflow():
     ]
     assert knowing == [
         "minigpt/cli/models.py",
-        "pipeline/tracking/content.py",
+        "pipeline/tracking/onnx_model.py",
         "pipeline/tracking/store.py",
+        "pipeline/tracking/system_metrics.py",
         "pipeline/tracking/text_model.py",
+        "pipeline/tracking/upload.py",
     ]
 
 

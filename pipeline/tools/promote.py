@@ -11,8 +11,8 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import file_digest
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking import content, store
-from pipeline.tracking.history import made_by
+from pipeline.tracking import store
+from pipeline.tracking.history import snapshot_of
 from pipeline.tracking.store import client, mlflow
 
 NAME = "minigpt"
@@ -66,7 +66,7 @@ def promote(which: str = "") -> str:
     )
     client().set_registered_model_alias(NAME, ALIAS, version.version)
     client().update_model_version(
-        NAME, version.version, run.data.tags[content.DESCRIPTION][:5000]
+        NAME, version.version, run.data.tags[store.DESCRIPTION][:5000]
     )  # no more fits
     return f"{NAME} version {version.version} is the {ALIAS}: validation loss {loss:.4f}{before}"
 
@@ -74,14 +74,14 @@ def promote(which: str = "") -> str:
 def _find(which: str) -> Any:
     """The run of the model that lies here, or that an experiment or a commit made."""
     if which:
-        md5 = made_by(which).model_md5
+        md5 = snapshot_of(which).model_md5
         if not md5:
             raise UserError(f"{which}: its dvc.lock knows of no trained model")
     elif paths.MODEL.exists():
         md5 = file_digest(paths.MODEL, "md5")
     else:
         raise UserError(f"{paths.MODEL}: not found; run `dvc repro`")
-    run = content.find(md5)
+    run = store.find_model(md5)
     if run is None:
         raise UserError(
             f"{which or paths.MODEL}: the tracking store does not know this model; run `make sync`"
@@ -93,7 +93,7 @@ def _check_complete(run: Any, which: str) -> None:
     missing = {"model_md5", "validation_tokens", "onnx_model"} - run.data.tags.keys()
     difference = run.data.metrics.get("export/max_logit_difference")
     if missing or difference is None or LOSS not in run.data.metrics:
-        back = f"`git restore --source={made_by(which).revision[:9]} .`, " if which else ""
+        back = f"`git restore --source={snapshot_of(which).revision[:9]} .`, " if which else ""
         raise UserError(
             f"not promoted: run {run.info.run_name!r} lacks its evaluation or its exported model; "
             f"make them again by {back}`dvc repro` and `make sync`"

@@ -28,8 +28,8 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import file_digest
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking import lineage
-from pipeline.tracking.history import made_by
+from pipeline.tracking.history import snapshot_of
+from pipeline.tracking.params import flatten, model_params
 
 log = logging.getLogger(__name__)
 SPACE = ["train.learning_rate=1e-3..1e-2", "model.num_layers=2,4,6"]
@@ -136,7 +136,7 @@ def _check_facts(study: optuna.Study, space: Space) -> None:
 
 def _facts(space: Space) -> dict[str, Any]:
     """What the losses of a search rest on, by name: space, text, code, and the parameters that it leaves alone."""
-    params = lineage.of_model(lineage.flatten(load_params().model_dump()))
+    params = model_params(flatten(load_params().model_dump()))
     texts = [
         Path(path) for path in (params["data.path"], params["train.init_from"]) if path is not None
     ]
@@ -182,7 +182,7 @@ def _run_trial(study: optuna.Study, space: Space) -> None:
         raise UserError(
             f"{name}: failed, as is said above; the same command goes on with the next trial"
         )
-    loss = json.loads(made_by(name).read(paths.EVALUATION))["loss"]
+    loss = json.loads(snapshot_of(name).read(paths.EVALUATION))["loss"]
     study.tell(trial, loss)
     log.info("%s: validation loss %.4f", name, loss)
 

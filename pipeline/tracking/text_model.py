@@ -1,9 +1,10 @@
-"""The exported model as MLflow serves it: a text in, its continuation out.
+"""The exported model as MLflow serves it: text in, its continuation out.
 
-MLflow stores this file itself with the model ("models from code"), so nothing is pickled.
+MLflow stores this file with the model ("models from code"), so nothing is pickled.
 """
 
 from pathlib import Path
+from typing import Any
 
 import mlflow.models
 import mlflow.pyfunc
@@ -15,18 +16,19 @@ from minigpt.generation.sampling import Sampling
 
 
 class TextModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    def load_context(self, context) -> None:
+    def load_context(self, context: Any) -> None:
         self.backend = OnnxBackend(Path(context.artifacts["onnx"]))
 
-    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
-        """A column "text" of prompts → a column "text" of their continuations; `params` as in minigpt-cli."""
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        """A column "text" of prompts → a column "text" of continuations; `params` as in minigpt-cli."""
         options = dict(params or {})
         max_new_tokens = options.pop("max_new_tokens", 200)
+        sampling = Sampling(**options)
         texts = [
-            generate(self.backend, prompt, max_new_tokens, Sampling(**options))
+            "".join(generate(self.backend, prompt, max_new_tokens, sampling))
             for prompt in model_input["text"]
         ]
-        return pd.DataFrame({"text": ["".join(pieces) for pieces in texts]})
+        return pd.DataFrame({"text": texts})
 
 
 mlflow.models.set_model(TextModel())

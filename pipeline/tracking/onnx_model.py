@@ -1,0 +1,45 @@
+"""Log the exported model as an MLflow model: text in, text out."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.generation.sampling import Sampling
+from pipeline.tracking.store import mlflow
+
+PACKAGES = ("numpy", "onnxruntime", "pandas")
+TYPES = {int: "long", float: "double", bool: "boolean"}
+
+
+def log_onnx_model(run_id: str, path: Path) -> str:
+    """Log the unchanged file; return the URI of the model.
+
+    Raises:
+        UserError: the file is of another version of MiniGPT.
+    """
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    text = Schema([ColSpec("string", "text")])
+    defaults = {"max_new_tokens": 200, **asdict(Sampling())}
+    options = [ParamSpec(name, TYPES[type(value)], value) for name, value in defaults.items()]
+    bpe = OnnxBackend(path).tokenizer.kind == "bpe"
+    packages = (*PACKAGES, "tokenizers") if bpe else PACKAGES
+    # not mlflow.pyfunc.log_model, which opens a run that has ended again
+    model = Model.log(
+        None,
+        mlflow().pyfunc,
+        run_id=run_id,
+        name="model",
+        python_model=str(Path(__file__).with_name("text_model.py")),
+        artifacts={"onnx": str(path)},
+        code_paths=["minigpt"],
+        signature=ModelSignature(text, text, ParamSchema(options)),
+        input_example=pd.DataFrame({"text": ["Once upon a time"]}),
+        # MLflow would take seconds to infer them
+        pip_requirements=[f"{package}=={version(package)}" for package in packages],
+    )
+    return model.model_uri

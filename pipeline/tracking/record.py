@@ -1,0 +1,171 @@
+"""A tracking run as a folder of files; `upload` makes MLflow equal to a record.
+
+    .minigpt/runs/<id>/
+      run.json       name, status, start and end time (seconds), the process that writes
+      params.json    tags.json    dataset.json
+      metrics.jsonl  a line for each step: {"time": …, "step": …, metric: value, …}
+      artifacts/     files, as MLflow shows them
+      model.onnx     the exported model, until its upload is confirmed
+      uploads.json   what each store has confirmed (by `upload` only)
+
+A record holds no address of a store and so no credentials.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from minigpt.common.files import atomic_write, file_digest
+from pipeline.common import paths
+from pipeline.tracking.params import as_text, model_params
+
+Metrics = dict[str, float]
+
+
+class Record:
+    """The record in `folder`; the name of the folder is the id of the record."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.id = folder.name
+        self.artifacts = folder / "artifacts"
+        self.onnx_model = folder / "model.onnx"
+        self._metrics = folder / "metrics.jsonl"
+
+    @classmethod
+    def create(
+        cls, name: str, params: Mapping[str, Any], start_time: float | None = None
+    ) -> "Record":
+        """Make a record of a run that is under way; `params` are flat."""
+        started = start_time or time.time()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
+        record = cls(_folder() / f"{stamp}-{uuid.uuid4().hex[:8]}")
+        record.artifacts.mkdir(parents=True)
+        record.update("params", as_text(model_params(params)))
+        record.update("run", {"name": name, "start_time": started})
+        record.begin()
+        return record
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return the content of a JSON file; empty if there is no such file."""
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        return {}
+
+    def update(self, name: str, values: Mapping[str, Any]) -> None:
+        """Merge `values` into a JSON file."""
+        text = json.dumps({**self.read(name), **values}, indent=1)
+        atomic_write(self.folder / f"{name}.json", text.encode())
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self.read("run")
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return self.read("tags")
+
+    def begin(self) -> None:
+        """Mark the run as running in this process."""
+        process = [os.getpid(), psutil.Process().create_time()]
+        self.update("run", {"status": "RUNNING", "process": process})
+
+    def end(self, status: str, end_time: float | None = None) -> None:
+        """Set the final status."""
+        self.update("run", {"status": status, "end_time": end_time or time.time()})
+
+    def close_if_abandoned(self) -> None:
+        """Mark a run whose process is gone as killed, at the time of its last metric."""
+        if self.info["status"] == "RUNNING" and not self.in_use():
+            times = [row["time"] for row in self.metrics()[0]]
+            self.end("KILLED", max(times, default=self.info["start_time"]))
+
+    def in_use(self) -> bool:
+        """Return whether the process that writes the record is alive."""
+        info = self.info
+        pid, started = info["process"]
+        try:
+            alive = abs(psutil.Process(pid).create_time() - started) < 1
+        except psutil.NoSuchProcess:
+            return False
+        return alive and info["status"] == "RUNNING"
+
+    def log_metrics(self, metrics: Mapping[str, float], when: float | None = None) -> None:
+        """Append the metrics of one step ("step" is among them; 0 otherwise)."""
+        line = json.dumps({"time": when or time.time(), "step": 0, **metrics})
+        with self._metrics.open("a+b") as file:  # one write a line: several threads may append
+            if file.tell() and not self._ends_with_newline():
+                line = f"\n{line}"  # a killed process or a full disk left half a line
+            file.write(f"{line}\n".encode())
+
+    def _ends_with_newline(self) -> bool:
+        with self._metrics.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
+    def metrics(self, offset: int = 0) -> tuple[list[Metrics], int]:
+        """Return the metrics behind a byte offset, and the offset of their end."""
+        if not self._metrics.exists():
+            return [], 0
+        with self._metrics.open("rb") as file:
+            file.seek(offset)
+            lines = file.read()
+        lines = lines[: lines.rfind(b"\n") + 1]  # a line may be half written
+        rows = []
+        for line in lines.splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows, offset + len(lines)
+
+    def latest_metrics(self) -> Metrics:
+        """Return the last value of each metric."""
+        return {
+            name: row[name] for row in self.metrics()[0] for name in row.keys() - {"time", "step"}
+        }
+
+    def write_artifact(self, name: str, text: str) -> None:
+        atomic_write(self.artifacts / name, text.encode())
+
+    def read_artifact(self, name: str) -> str:
+        """Return the text of an artifact; empty if there is none."""
+        file = self.artifacts / name
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
+    def add_onnx_model(self, path: Path) -> None:
+        """Keep the exported model until it is uploaded, as a hard link where the disk allows it."""
+        self.onnx_model.unlink(missing_ok=True)
+        try:
+            os.link(path.resolve(), self.onnx_model)
+        except OSError:
+            shutil.copy(path, self.onnx_model)
+        self.update("tags", {"onnx_sha256": file_digest(self.onnx_model, "sha256")})
+
+
+def _folder() -> Path:
+    return paths.root() / ".minigpt" / "runs"
+
+
+def records() -> Iterator[Record]:
+    """Yield all records, the oldest first."""
+    for file in sorted(_folder().glob("*/run.json")):
+        yield Record(file.parent)
+
+
+def open_record(record_id: str) -> Record | None:
+    """Return the record with this id, if it exists."""
+    record = Record(_folder() / record_id)
+    return record if record.info else None
+
+
+def find_record(model_md5: str) -> Record | None:
+    """Return the latest record of a run that made the model with this MD5."""
+    found = [record for record in records() if record.tags.get("model_md5") == model_md5]
+    return found[-1] if found else None
