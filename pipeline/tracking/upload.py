@@ -91,12 +91,12 @@ class _Upload:
         tags = [
             RunTag(name, text)
             for name, text in self.record.tags.items()
-            if name != "onnx_sha256"
+            if (name != "onnx_sha256"
             and known.get(name) != text
             # where the run was adopted, only the evaluation may be newer
-            and not (adopted and (name in known or name == "restored"))
-            or adopted
-            and name.startswith(EVALUATION_TAGS)
+            and not (adopted and (name in known or name == "restored")))
+            or (adopted
+            and name.startswith(EVALUATION_TAGS))
         ]
         params = [
             Param(name, text)
