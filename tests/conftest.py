@@ -213,12 +213,13 @@ class Project:
         self.commit()
 
     def copy(self, root: Path) -> "Project":
-        """The same at `root`, with an empty tracking store."""
+        """Return a copy at `root` without tracked runs: neither records nor a store."""
         copy = Project.__new__(Project)
         copy.root, copy.env = root, self.env
         shutil.copytree(
             self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db")
         )
+        shutil.rmtree(root / ".minigpt/runs", ignore_errors=True)
         return copy
 
     def edit(self, name: str, old: str, new: str) -> None:

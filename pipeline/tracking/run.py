@@ -83,7 +83,7 @@ class Run:
             return
         self._thread.join()
         if not self._uploaded:
-            log.warning("the run is not uploaded; later, `make sync` does it")
+            log.warning("the run is recorded, but not uploaded; `make sync` repeats the upload")
 
     def _upload_regularly(self) -> None:
         while not self._ending.is_set():

@@ -166,10 +166,12 @@ class _Upload:
 
     def _log_onnx_model(self, run: Any) -> None:
         digest = self.record.tags.get("onnx_sha256")
-        if digest is None or run.data.tags.get("onnx_sha256") == digest:
+        logged = run.data.tags.get("onnx_sha256") if "onnx_model" in run.data.tags else None
+        if digest == logged:
             self.record.onnx_model.unlink(missing_ok=True)
             return
-        same = store.find(f"tags.onnx_sha256 = '{digest}'")  # of an equal model
+        # an equal model may have been logged by another run
+        same = store.find(f"tags.onnx_sha256 = '{digest}' and tags.onnx_model != ''")
         if same is not None:
             uri = same.data.tags["onnx_model"]
         elif self.record.onnx_model.exists():
