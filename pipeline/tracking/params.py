@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from pipeline.tracking.git import git
 
 READER_PREFIXES = ("evaluate.", "export.")  # sections of stages that only read the model
+OTHER_PREFIXES = (*READER_PREFIXES, "runtime.")  # sections that do not determine the model
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
@@ -27,7 +28,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def model_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Select the flat `params` that determine the model."""
-    return {name: value for name, value in params.items() if not name.startswith(READER_PREFIXES)}
+    return {name: value for name, value in params.items() if not name.startswith(OTHER_PREFIXES)}
 
 
 def as_text(params: Mapping[str, Any]) -> dict[str, str]:

@@ -24,10 +24,9 @@ from typing import Any
 import psutil
 
 from minigpt.common.files import atomic_write, file_digest
+from minigpt.training.train import Metrics
 from pipeline.common import paths
 from pipeline.tracking.params import as_text, model_params
-
-Metrics = dict[str, float]
 
 
 class Record:

@@ -23,11 +23,11 @@ from minigpt.common.files import atomic_write, file_digest
 from minigpt.data.token_files import Tokens
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import Tokenizer
-from minigpt.training.train import Row, Trainer
+from minigpt.training.train import Metrics, Trainer
 from pipeline.common import paths
 from pipeline.tracking import history, lineage, reports, store
 from pipeline.tracking.params import flatten, run_name
-from pipeline.tracking.record import Metrics, Record, find_record, open_record
+from pipeline.tracking.record import Record, find_record, open_record
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.tracking.upload import upload
 
@@ -151,8 +151,8 @@ class TrainingRun(Run):
         record.update("tags", origin)  # of this process
         self._continue(record)
         self.start(record)
-        for row in trainer.progress.history:
-            self._log(row)
+        for metrics in trainer.progress.history:
+            self._log(metrics)
 
     def _continue(self, record: Record) -> None:
         rows, _ = record.metrics()
@@ -162,23 +162,23 @@ class TrainingRun(Run):
         for name in self._known_steps:
             self._known_steps[name] = max((row["step"] for row in rows if name in row), default=0.0)
 
-    def log(self, row: Row) -> None:
+    def log(self, metrics: Metrics) -> None:
         """Log the metrics of one step."""
-        row = {**row, "flops": row["tokens"] * self._flops_per_token}
-        if "train/loss" in row:
-            speed = (row["tokens"] - self._clock_tokens) / (time.monotonic() - self._clock)
-            row |= {"tokens_per_second": speed, **self._costs()}
-        self._log(row)
-        self._restart_clock(row["tokens"])
+        metrics = {**metrics, "flops": metrics["tokens"] * self._flops_per_token}
+        if "train/loss" in metrics:
+            speed = (metrics["tokens"] - self._clock_tokens) / (time.monotonic() - self._clock)
+            metrics |= {"tokens_per_second": speed, **self._costs()}
+        self._log(metrics)
+        self._restart_clock(metrics["tokens"])
 
-    def _log(self, row: Row) -> None:
-        kind = "train/loss" if "train/loss" in row else "val/loss"
-        if row["step"] <= self._known_steps[kind]:
+    def _log(self, metrics: Metrics) -> None:
+        kind = "train/loss" if "train/loss" in metrics else "val/loss"
+        if metrics["step"] <= self._known_steps[kind]:
             return
         # MLflow draws a curve by tokens only where a step has one value of each metric
-        known = self._last if self._last.get("step") == row["step"] else {}
-        new = {name: row[name] for name in row if name == "step" or name not in known}
-        self._last = {**known, **row}
+        known = self._last if self._last.get("step") == metrics["step"] else {}
+        new = {name: metrics[name] for name in metrics if name == "step" or name not in known}
+        self._last = {**known, **metrics}
         with self.guard():
             self.record.log_metrics(new)
 
@@ -186,7 +186,7 @@ class TrainingRun(Run):
         """Measure the speed of training from here: validation and samples do not count."""
         self._clock, self._clock_tokens = time.monotonic(), tokens
 
-    def sample(self, model: MiniGPT, tokenizer: Tokenizer, row: Row) -> None:
+    def sample(self, model: MiniGPT, tokenizer: Tokenizer, metrics: Metrics) -> None:
         """Log a text that the model generates at this step; prompt and seed are always the same."""
         from minigpt.generation.engine import generate
         from minigpt.generation.torch_backend import TorchBackend
@@ -195,8 +195,8 @@ class TrainingRun(Run):
         text = "".join(generate(TorchBackend(model, tokenizer), "", SAMPLE_TOKENS))
         model.train()
         with self.guard():
-            reports.add_sample(self.record, int(row["step"]), text)
-        self._restart_clock(row["tokens"])
+            reports.add_sample(self.record, int(metrics["step"]), text)
+        self._restart_clock(metrics["tokens"])
 
     def finish(self, model: Path, held_out: bool) -> None:
         """Log the curves and the hash of the model, and the evaluation of an equal earlier model."""
@@ -226,12 +226,11 @@ class TrainingRun(Run):
 
 
 @contextlib.contextmanager
-def training_run(
-    trainer: Trainer, params: Params, tokens: Tokens, state_folder: Path
-) -> Iterator[TrainingRun]:
-    """Track a training; an interrupted one continues its run."""
+def training_run(trainer: Trainer, params: Params, tokens: Tokens) -> Iterator[TrainingRun]:
+    """Track a training; a resumed one continues its run."""
     run = TrainingRun(trainer)
-    note = state_folder / "record"
+    assert trainer.resume is not None
+    note = trainer.resume.folder / "record"
     with _ended(run):
         with run.guard():
             run.begin(trainer, params, tokens, note)

@@ -8,10 +8,11 @@ from typing import Any
 from filelock import FileLock
 
 from minigpt.common.files import file_digest
+from minigpt.training.train import Metrics
 from pipeline.tracking import store
 from pipeline.tracking.onnx_model import log_onnx_model
 from pipeline.tracking.params import READER_PREFIXES
-from pipeline.tracking.record import Metrics, Record
+from pipeline.tracking.record import Record
 from pipeline.tracking.store import client
 
 EVALUATION = (
@@ -91,12 +92,13 @@ class _Upload:
         tags = [
             RunTag(name, text)
             for name, text in self.record.tags.items()
-            if (name != "onnx_sha256"
-            and known.get(name) != text
-            # where the run was adopted, only the evaluation may be newer
-            and not (adopted and (name in known or name == "restored")))
-            or (adopted
-            and name.startswith(EVALUATION_TAGS))
+            if (
+                name != "onnx_sha256"
+                and known.get(name) != text
+                # where the run was adopted, only the evaluation may be newer
+                and not (adopted and (name in known or name == "restored"))
+            )
+            or (adopted and name.startswith(EVALUATION_TAGS))
         ]
         params = [
             Param(name, text)
