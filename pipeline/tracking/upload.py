@@ -169,7 +169,7 @@ class _Upload:
     def _log_onnx_model(self, run: Any) -> None:
         digest = self.record.tags.get("onnx_sha256")
         logged = run.data.tags.get("onnx_sha256") if "onnx_model" in run.data.tags else None
-        if digest == logged:
+        if digest is None or digest == logged:
             self.record.onnx_model.unlink(missing_ok=True)
             return
         # an equal model may have been logged by another run
