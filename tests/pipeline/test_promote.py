@@ -115,7 +115,7 @@ def test_mlflow_serves_the_champion(promoted):
 def test_a_model_without_a_run_is_not_promoted(project):
     out = project.run(sys.executable, "-m", "pipeline.tools.promote", code=1)
     assert "the tracking store does not know this model; run `make sync`" in out
-    assert "nobody: no experiment of DVC's and no Git revision" in project.run(
+    assert "nobody: no such DVC experiment or Git revision" in project.run(
         sys.executable, "-m", "pipeline.tools.promote", "nobody", code=1
     )
     assert "unrecognized arguments: two" in project.run(
