@@ -1,13 +1,12 @@
-"""What tracking costs: the training stage with it and without it, in turn, from start to end of the process, and the
-processor time that tracking itself takes.
+"""Cost of tracking: the training stage with and without tracking, in turn.
 
     python benchmarks/tracking.py --rounds 3                 the default training: takes long
-    python benchmarks/tracking.py --rounds 3 --steps 200     a short one, in which the fixed costs weigh more
+    python benchmarks/tracking.py --rounds 3 --steps 200     a short one: fixed costs weigh more
 
-Run it where `dvc repro` has made the vocabulary and the tokens. Each training runs in a copy of the project with a
-new store of its own. Wall time and processor time, children included; the ratios are of the medians. Two trainings
-alike differ by some percent; so does their difference. What tracking itself takes is counted: its thread, and what
-the training's own thread does for it.
+Run it after `dvc repro` has made the vocabulary and the tokens. Each training runs in a copy of the
+project with a new store. Printed are wall time and CPU time of the whole process, children
+included; the ratios are of the medians. Two equal trainings differ by some percent, and so does
+their difference. The CPU time of tracking is counted: its thread, and its calls in the main thread.
 """
 
 import argparse
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 NEW_STORE = "from pipeline.tracking.store import mlflow; mlflow()"
 ON = """
 import time
-from pipeline.tracking import Run, TrainingRun
+from pipeline.tracking.run import Run, TrainingRun
 spent = []
 def count(owner, name):
     method = getattr(owner, name)
@@ -35,16 +34,17 @@ def count(owner, name):
         finally:
             spent.append(time.thread_time() - before)
     setattr(owner, name, counted)
-for owner, name in (Run, "_work"), (TrainingRun, "begin"), (TrainingRun, "log"), (TrainingRun, "sample"):
-    count(owner, name)
+count(Run, "_upload_regularly")
+for name in ("begin", "log", "sample", "finish"):
+    count(TrainingRun, name)
 from pipeline.train import main; main()
 print(sum(spent))
 """
 OFF = """
 import contextlib
 from unittest.mock import MagicMock
-from pipeline import tracking
-tracking.training_run = lambda *arguments: contextlib.nullcontext(MagicMock())
+from pipeline.tracking import run
+run.training_run = lambda *arguments: contextlib.nullcontext(MagicMock())
 from pipeline.train import main; main()
 """
 
@@ -56,24 +56,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1600, help="train.max_steps")
     arguments = parser.parse_args()
-    ways = {"without tracking": OFF, "with tracking": ON}
-    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+    cases = {"without tracking": OFF, "with tracking": ON}
+    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
     for _ in range(arguments.rounds):
-        for name, code in ways.items():
+        for name, code in cases.items():
             seconds[name].append(_train(code, arguments.steps))
             wall, processor, _ = seconds[name][-1]
-            print(f"{name:18} {wall:7.2f} s wall {processor:7.2f} s processor", flush=True)
-    for index, kind in enumerate(("wall", "processor")):
+            print(f"{name:18} {wall:7.2f} s wall {processor:7.2f} s CPU", flush=True)
+    for index, kind in enumerate(("wall", "CPU")):
         without, tracked = (
             statistics.median(time[index] for time in times) for times in seconds.values()
         )
         print(f"tracking costs {tracked - without:.2f} s {kind} time, x{tracked / without:.4f}")
     own = statistics.median(time[2] for time in seconds["with tracking"])
-    print(f"tracking itself takes {own:.2f} s processor time, {own / tracked:.2%}")
+    print(f"tracking itself takes {own:.2f} s CPU time, {own / tracked:.2%}")
 
 
 def _train(code: str, steps: int) -> tuple[float, float, float]:
-    """Seconds by the clock, of all cores together, and of those for tracking."""
+    """Return the wall time, the CPU time, and the CPU time of tracking, in seconds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("minigpt", "pipeline", "data", "dvc.yaml", "params.yaml"):
