@@ -53,12 +53,14 @@ def _upload(record: Record) -> Iterator[str]:
 
 
 def _sync_current_model() -> Iterator[str]:
+    """Complete the run of the current model, and write its model card."""
     md5 = file_digest(paths.MODEL, "md5")
-    run = store.find_model(md5)
-    if run is not None and _complete(run):
-        return
-    record = find_record(md5)
+    run, record = store.find_model(md5), find_record(md5)
     if record is not None and record.in_use():
+        return
+    if run is not None and _complete(run):
+        card = store.mlflow().artifacts.load_text(f"runs:/{run.info.run_id}/model_card.md")
+        paths.MODEL_CARD.write_text(card, encoding="utf-8")
         return
     record = record or record_of_model(paths.MODEL)
     if not {"evaluation/loss", "export/bytes"} <= record.latest_metrics().keys():
@@ -66,7 +68,7 @@ def _sync_current_model() -> Iterator[str]:
     if _exported():
         record.add_onnx_model(paths.ONNX_MODEL)
     paths.MODEL_CARD.write_text(reports.add_card(record), encoding="utf-8")
-    if record.info["status"] == "RUNNING":
+    if record.info["status"] == "RUNNING":  # made here
         record.end("FINISHED")
     yield from _upload(record)
 
