@@ -2,8 +2,8 @@
 
     python benchmarks/preparation.py --gigabytes 1
 
-The two stages run as `dvc repro` runs them, in a folder of their own; the memory is the highest sum of what
-the stage's processes hold, shared pages counted once (PSS).
+The two stages run as in `dvc repro`, in a temporary folder. Memory is the peak over the stage's
+processes together, with shared pages counted once (PSS).
 """
 
 import argparse
@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parent.parent
 
 
 def generate(path: Path, size: int) -> int:
-    """Write about `size` bytes of documents, each of them another, made of the tales' words; returns how many."""
+    """Write about `size` bytes of distinct documents of words from the tales, and return their number."""
     words = (PROJECT / "data/raw/tales.txt").read_text(encoding="utf-8").split()
     rng = random.Random(0)
     written = documents = 0
@@ -36,7 +36,7 @@ def generate(path: Path, size: int) -> int:
 
 
 def peak_memory(process: subprocess.Popen) -> int:
-    """Bytes: the highest sum over the process and its children, until it ends."""
+    """Return the peak memory in bytes of a process and its children, once it has ended."""
     peak = 0
     parent = psutil.Process(process.pid)
     while process.poll() is None:
@@ -66,7 +66,7 @@ def main() -> None:
         text = Path(folder) / "text.txt"
         documents = generate(text, int(arguments.gigabytes * 1e9))
         size = text.stat().st_size
-        print(f"text: {size / 1e9:.2f} GB in {documents:,} documents, all different")
+        print(f"text: {size / 1e9:.2f} GB in {documents:,} distinct documents")
         for stage in ("build_vocab", "prepare"):
             start = time.perf_counter()
             environment = {**os.environ, "PYTHONPATH": folder}

@@ -1,8 +1,8 @@
-"""How fast text becomes ids: MiniGPT's character encoder against nanoGPT's way, beside a library's BPE.
+"""Speed of encoding: MiniGPT's character encoder, nanoGPT's, and BPE by the library tokenizers.
 
     python benchmarks/tokenization.py --megabytes 20
 
-Each way encodes the same text in turn, several rounds; the ratio is of the medians.
+The encoders take turns on the same text for several rounds; the ratio is that of the medians.
 """
 
 import argparse
@@ -29,18 +29,18 @@ def main() -> None:
     bpe.build_vocab([sample])
     stoi = {character: token for token, character in enumerate(char.token_strings) if character}
     lines = text.splitlines(keepends=True)
-    ways = {
+    encoders = {
         "nanoGPT: [stoi[c] for c in text]": lambda: [stoi[character] for character in text],
         "MiniGPT: CharTokenizer": lambda: char.encode_batch([text]),
         "MiniGPT: CharTokenizer, one 中 in the text": lambda: char.encode_batch([text, "中"]),
         "MiniGPT: CharTokenizer, line by line": lambda: char.encode_batch(lines),
         "tokenizers: byte-level BPE, 1024 tokens": lambda: bpe.encode_batch(lines),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for _ in range(arguments.rounds):
-        for name, way in ways.items():
+        for name, encode in encoders.items():
             start = time.perf_counter()
-            way()
+            encode()
             seconds[name].append(time.perf_counter() - start)
     base = statistics.median(next(iter(seconds.values())))
     for name, times in seconds.items():

@@ -1,4 +1,4 @@
-"""Stage 1: the vocabulary of the training split, and how often each character occurs in it."""
+"""Stage 1: build the vocabulary from the training split and count its characters."""
 
 import logging
 
@@ -20,13 +20,13 @@ def main() -> None:
     corpus = Corpus(params.data)
     tokenizer = _tokenizer(params)
     with reading_progress("build_vocab", corpus) as documents:
-        # of the training split only: a character that only validation has is honestly <unk>
+        # training split only: a character that occurs only in validation must become <unk>
         training_texts = (document.text for document in documents if document.split == "train")
         counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
     if not counts:
         raise UserError(
-            f"{params.data.path}: every document fell into the validation split; cut the text into more documents "
-            "with data.documents, or set data.val_fraction to 0"
+            f"{params.data.path}: every document fell into the validation split; set data.documents "
+            "so that there are more documents, or data.val_fraction to 0"
         )
 
     paths.VOCAB.parent.mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def main() -> None:
     table = pd.DataFrame({"character": list(counts), "count": list(counts.values())})
     table["share"] = (table["count"] / table["count"].sum()).round(6)
     table["in_vocabulary"] = [not tokenizer.unknown(character) for character in counts]
-    table["character"] = table["character"].map(repr)  # a space or a line break would not be seen
+    table["character"] = table["character"].map(repr)  # makes spaces and line breaks visible
     paths.REPORTS.mkdir(exist_ok=True)
     table.sort_values(["count", "character"], ascending=[False, True]).to_csv(
         paths.CHARACTERS, index=False

@@ -44,7 +44,7 @@ def main() -> None:
         paths.EXPORT.write_text(json.dumps(result, indent=1) + "\n")
         run.report("export", config, result, [paths.EXPORT])
         run.onnx_model(paths.ONNX_MODEL)
-    log.info("%s", json.dumps(result))
+    log.info("%s: %.1f MB, equal to the checkpoint", paths.ONNX_MODEL, len(data) / 1e6)
 
 
 def _bits_per_char(layout: str, backend: OnnxBackend) -> float:

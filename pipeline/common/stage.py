@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class SignalCatcher:
-    """Notes SIGINT and SIGTERM instead of ending the process."""
+    """Records SIGINT and SIGTERM instead of ending the process."""
 
     def __init__(self) -> None:
         self._numbers: list[int] = []
@@ -35,14 +35,14 @@ class SignalCatcher:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage: log to stderr; a mistake of the user's is one line and exit code 1.
+    """Run a stage: log to stderr, and report errors caused by user input in one line (exit code 1).
 
-    SIGTERM becomes an exception, so that what has to be closed is closed.
+    SIGTERM becomes an exception, so that context managers close what is open.
     """
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for ours in ("__main__", "minigpt", "pipeline"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+    for package in ("__main__", "minigpt", "pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         main()
     except UserError as error:
@@ -53,6 +53,6 @@ def run_stage(main: Callable[[], None]) -> None:
         unusable = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
         if error.filename is None or error.errno not in unusable:
             raise
-        sys.exit(f"{error.filename}: cannot be used ({error.strerror}); mend that and try again")
+        sys.exit(f"{error.filename}: cannot be used ({error.strerror}); fix it and try again")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -56,7 +56,7 @@ def test_a_file_in_the_place_of_the_states_is_named(project):
     (project.root / ".minigpt").write_text("")
     out = project.run(*TRAIN, code=1)
     assert re.fullmatch(
-        r"\S+\.minigpt/\S+: cannot be used \(Not a directory\); mend that and try again\n", out
+        r"\S+\.minigpt/\S+: cannot be used \(Not a directory\); fix it and try again\n", out
     )
 
 
