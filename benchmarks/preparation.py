@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parent.parent
 
 
 def generate(path: Path, size: int) -> int:
-    """Write about `size` bytes of distinct documents of words from the tales, and return their number."""
+    """Write about `size` bytes of distinct documents and return their number."""
     words = (PROJECT / "data/raw/tales.txt").read_text(encoding="utf-8").split()
     rng = random.Random(0)
     written = documents = 0

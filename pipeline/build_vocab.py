@@ -20,13 +20,13 @@ def main() -> None:
     corpus = Corpus(params.data)
     tokenizer = _tokenizer(params)
     with reading_progress("build_vocab", corpus) as documents:
-        # training split only: a character that occurs only in validation must become <unk>
+        # a character that occurs only in validation must become <unk>
         training_texts = (document.text for document in documents if document.split == "train")
         counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
     if not counts:
         raise UserError(
-            f"{params.data.path}: every document fell into the validation split; set data.documents "
-            "so that there are more documents, or data.val_fraction to 0"
+            f"{params.data.path}: every document fell into the validation split; get more "
+            "documents by data.documents, or set data.val_fraction to 0"
         )
 
     paths.VOCAB.parent.mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ def main() -> None:
     tokenizer = tokenizer_from_dict(metadata["tokenizer"])
     tokens = Tokens(paths.TOKENS, tokenizer)
     split = tokens.val_split
-    # the layout of training: in another one the model would see positions that it was not trained on
+    # the layout of training, so that the model sees only positions that it was trained on
     layout = metadata["train"]["layout"]
     with tracking.model_run(paths.MODEL) as run:
         batches = Batches(tokens.ids[split], layout, config.batch_size, model.max_seq_len)

@@ -22,7 +22,7 @@ def main() -> None:
     tokenizer = load_tokenizer(paths.VOCAB)
     report = DataReport()
     paths.TOKENS.parent.mkdir(parents=True, exist_ok=True)
-    # in a folder beside the outputs, so that a crash or a full disk leaves the old files complete
+    # in a temporary folder first, so that a crash or a full disk leaves the old files complete
     with tempfile.TemporaryDirectory(dir=paths.TOKENS.parent, prefix=".prepare.") as workspace:
         tokens, table = Path(workspace) / "tokens", Path(workspace) / "documents.parquet"
         tokens.mkdir()

@@ -12,10 +12,10 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066
 
 
 def visible(text: str) -> str:
-    """Escape the characters that a terminal would execute instead of showing.
+    r"""Escape the characters that a terminal would execute instead of showing.
 
-    >>> visible("\\x1b[2J")
-    '\\\\x1b[2J'
+    >>> visible("\x1b[2J")
+    '\\x1b[2J'
     """
     return CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], text)
 

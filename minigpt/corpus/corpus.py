@@ -35,7 +35,7 @@ CHUNK_CHARACTERS = 1 << 20  # of a stream, yielded at once
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or a chunk of one: a stream arrives in chunks, of which only the first `begins`."""
+    """A document, or a chunk of a stream, of which only the first `begins`."""
 
     text: str
     split: Split
@@ -45,7 +45,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Values that `auto` stands for: what separates documents, and the share held out, in [0, 1)."""
+    """Values of `auto`: what separates documents, and the share held out, in [0, 1)."""
 
     documents: str
     val_fraction: float
@@ -166,10 +166,10 @@ def digest_of(text: str) -> int:
 
     Among 100 million documents, two share them by chance in one corpus of about 4,000.
     """
-    # surrogatepass: a lone surrogate has no UTF-8 of its own
+    # surrogatepass: a lone surrogate has no valid UTF-8
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
 def split_of(digest: int, val_fraction: float) -> Split:
-    """Return the split of a document: its digest, scaled to [0, 1), is below `val_fraction` or not."""
+    """Return "val" if the digest, scaled to [0, 1), is below `val_fraction`, else "train"."""
     return "val" if digest / 2**64 < val_fraction else "train"

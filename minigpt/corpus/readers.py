@@ -1,4 +1,4 @@
-"""Readers of text, CSV, TSV, JSON Lines and Parquet files, plain or compressed (gzip, Zstandard)."""
+"""Readers of text, CSV, TSV, JSON Lines and Parquet files; decompression of gzip and Zstandard."""
 
 import contextlib
 import gzip
@@ -51,7 +51,7 @@ class Reader:
         return self._bytes_done + (self._open_file.tell() if self._open_file else 0)
 
     def read_units(self, file: Path) -> Iterator[Iterator[str]]:
-        """Yield the units that a document never spans (a text file, a table row), each as its lines."""
+        """Yield units that a document never spans (a text file, a table row), as their lines."""
         kind = infer_format(file) if self.config.format == "auto" else self.config.format
         if kind is None:
             raise UserError(
@@ -113,14 +113,14 @@ def find_files(path: Path, pattern: str) -> list[Path]:
 
 
 def infer_format(file: Path) -> str | None:
-    """Return the format by the extension before that of the compression ("tales.txt.gz" is text)."""
+    """Return the format by the extension, without that of a compression."""
     name = file.with_suffix("") if file.suffix in COMPRESSIONS else file
     return FORMATS.get(name.suffix)
 
 
 @contextlib.contextmanager
 def read_errors(file: Path) -> Iterator[None]:
-    """Turn the errors of opening, reading and decompressing `file` into a UserError that names it."""
+    """Turn errors of opening, reading and decompressing `file` into a UserError."""
     try:
         yield
     except PermissionError:

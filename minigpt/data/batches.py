@@ -54,7 +54,7 @@ class Batches:
             )
         self.ids, self.batch_size, self.max_seq_len, self.seed = ids, batch_size, max_seq_len, seed
         self.packed = layout == "packed"
-        # Row i is ids[starts[i]:ends[i]]: up to max_seq_len inputs and one more token, the last target.
+        # Row i is ids[starts[i]:ends[i]]: up to max_seq_len inputs and one more, the last target.
         if self.packed:
             self.starts = np.arange(0, len(ids) - 1, max_seq_len)  # (rows,)
             self.ends = np.minimum(self.starts + max_seq_len + 1, len(ids))  # (rows,)

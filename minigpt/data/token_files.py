@@ -2,7 +2,7 @@
 
 Format: a folder with
 
-    train.bin, val.bin   ids of a split, unsigned little-endian integers of the smallest sufficient size
+    train.bin, val.bin   ids of a split, as little-endian integers of the smallest unsigned type
     meta.json            data type, fingerprint of the vocabulary, and for each split a `SplitInfo`
 
 Each document is stored between <bos> and <eos>. `TokenWriter` and `write_meta` write the files,
@@ -67,7 +67,7 @@ class TokenWriter:
         self._file.close()
 
     def add(self, data: bytes, counts: Mapping[str, int]) -> None:
-        """Append the ids of documents; `counts` are the fields of `SplitInfo` for these documents."""
+        """Append the ids of documents; `counts` are their fields of `SplitInfo`."""
         for name in self._counts:
             self._counts[name] += counts[name]
         self._write(data)
@@ -78,7 +78,7 @@ class TokenWriter:
         self._last = data[-self._dtype.itemsize :] or self._last
 
     def finish(self) -> SplitInfo:
-        """End the document of a stream, which is still open, and return the contents of the file."""
+        """End a stream's document, which is still open, and return the contents of the file."""
         end = np.array([EOS], self._dtype).tobytes()
         if self._last not in (b"", end):
             self._write(end)

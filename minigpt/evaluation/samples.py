@@ -10,7 +10,7 @@ from minigpt.generation.sampling import Sampling
 def samples_markdown(
     backend: Backend, prompts: Iterable[str], max_new_tokens: int, sampling: Sampling
 ) -> str:
-    """Return one generated text for each prompt, each with noise of its own."""
+    """Return one generated text for each prompt, each with different noise."""
     text = (
         f"# Samples\n\nTemperature {sampling.temperature}, top-k {sampling.top_k}, "
         f"seed {sampling.seed}.\n"

@@ -78,7 +78,7 @@ def check_parity(difference: float, tolerance: float) -> None:
 
 
 def check_quality(bits: float, expected: float, max_loss: float) -> None:
-    """Raise UserError if `bits` per character exceed `expected` by more than the share `max_loss`."""
+    """Raise UserError if `bits` exceeds `expected` by more than the share `max_loss`."""
     if not bits <= expected * (1 + max_loss):  # also true for NaN
         raise UserError(
             f"export.max_quality_loss: quantized, the model needs {bits:.4f} bits per character "

@@ -86,7 +86,7 @@ def serialize(proto: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
 
 
 def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:
-    """Return the model as ONNX; with `quantize="int8"` a quarter as large and slightly less accurate."""
+    """Return the model as ONNX; `quantize="int8"` makes it a quarter as large, less accurate."""
     graph = Graph(int8=quantize == "int8")
     model = fold_layer_norms(model)
     add_model(graph, model)
@@ -229,7 +229,10 @@ def add_linear(
 
 
 def add_feed_forward(graph: Graph, name: str, feed_forward: FeedForward, x: str) -> str:
-    """Add the feed-forward network without the last bias, which the next norm adds: (B, T, C) → (B, T, C)."""
+    """Add the feed-forward network: (B, T, C) → (B, T, C).
+
+    The bias of `linear2` is left to the next norm.
+    """
     hidden = add_linear(
         graph, f"{name}.linear1", feed_forward.linear1.weight, x, feed_forward.linear1.bias
     )
@@ -284,8 +287,8 @@ def add_query_key_norm(graph: Graph, name: str, attention: MultiHeadAttention, q
     )
     sizes = graph.constant("queries_keys_and_values", np.array([2 * H, H]))
     graph.node("Split", [heads, sizes], f"{name}.query_key", f"{name}.value", axis=2)
-    # The kernel takes the mean over E channels, of which E - D are zero, so the mean square is D/E of
-    # that over D. Epsilon is scaled alike, and the result by √(D/E).
+    # The kernel's mean square is over E channels, of which E - D are zero: D/E of that over D
+    # channels. So epsilon is scaled by D/E, and the result by √(D/E).
     scale = graph.constant("query_key_scale", np.full(E, math.sqrt(D / E), dtype=np.float32))
     epsilon = NORM_EPS * D / E
     normed = graph.node(

@@ -39,11 +39,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
-        """Build the vocabulary from `texts` and return how often each normalized character occurs."""
+        """Build the vocabulary and return how often each normalized character occurs."""
 
     @abstractmethod
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of `text`, between <bos> and <eos> unless `add_special_tokens` is false."""
+        """Return the ids of `text`, by default between <bos> and <eos>."""
 
     @abstractmethod
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:

@@ -50,7 +50,7 @@ BYTE_OF = _byte_alphabet()
 
 
 class BPETokenizer(Tokenizer):
-    """One id per subword: byte pair encoding (Sennrich et al., arXiv:1508.07909) over bytes, as in GPT-2.
+    """Byte pair encoding (Sennrich et al., arXiv:1508.07909) over bytes, as in GPT-2.
 
     Text is split into words, numbers and punctuation, each with the space before it, and these
     into bytes. Training repeatedly merges the most frequent pair of neighbors into a new token.
@@ -59,7 +59,8 @@ class BPETokenizer(Tokenizer):
 
     >>> tokenizer = BPETokenizer(vocab_size=262)
     >>> _ = tokenizer.build_vocab(["low lower lowest"])
-    >>> [tokenizer.token_strings[token] for token in tokenizer.encode("slow", add_special_tokens=False)]
+    >>> ids = tokenizer.encode("slow", add_special_tokens=False)
+    >>> [tokenizer.token_strings[token] for token in ids]
     ['s', 'low']
 
     Args:
@@ -77,7 +78,7 @@ class BPETokenizer(Tokenizer):
         self.build_vocab(())
 
     def build_vocab(self, texts: Iterable[str], min_freq: int = 1) -> Counter[str]:
-        """Build the vocabulary by merging pairs that occur at least `min_freq` times, in order of frequency.
+        """Build the vocabulary by merging pairs that occur at least `min_freq` times.
 
         Equal texts give an equal vocabulary.
 

@@ -1,4 +1,4 @@
-"""Character encoder for large texts: NumPy look-ups in place of one dictionary access per character."""
+"""Character encoder for large texts: table look-ups of whole arrays."""
 
 import contextlib
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class CharTable:
         size = max([255, *points]) + 2
         self._table = np.full(size, UNK, dtype=np.min_scalar_type(highest_id))
         self._table[points] = list(ids.values())
-        # the first 256 code points as a table of bytes; sorted first, so their ids nearly always fit
+        # the first 256 code points as bytes; they sort first, so their ids nearly always fit
         self._latin_table = bytes(np.minimum(self._table[:256], 255).tolist())
         self._latin_fits = bool(self._table[:256].max() < 256)
 

@@ -5,7 +5,7 @@ import unicodedata
 
 from minigpt.common.text import Normalization
 
-# half of a UTF-16 pair, from a JSON escape or an undecodable byte of the command line; not a character
+# half of a UTF-16 pair, from a JSON escape or an undecodable byte; not a character
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -290,7 +290,8 @@ def test_python_docs_need_no_network(tmp_path):
 
 
 def test_other_commands_do_not_load_fetch_packages():
-    code = "import sys, minigpt.cli.app; print([name for name in ('requests', 'pooch', 'tqdm') if name in sys.modules])"
+    code = "import sys, minigpt.cli.app;"
+    code += "print([name for name in ('requests', 'pooch', 'tqdm') if name in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

@@ -269,8 +269,12 @@ def test_streamed_text_has_no_partial_characters(text):
 
 
 def test_bpe_training_is_deterministic():
-    code = "from minigpt.tokenizer import BPETokenizer; from pathlib import Path; t = BPETokenizer(600, 'NFC');"
-    code += "t.build_vocab(Path('data/raw/tales.txt').read_text().split('\\n\\n')); print(t.vocab_size, t.sha256())"
+    code = (
+        "from minigpt.tokenizer import BPETokenizer; from pathlib import Path;"
+        "t = BPETokenizer(600, 'NFC');"
+        "t.build_vocab(Path('data/raw/tales.txt').read_text().split('\\n\\n'));"
+        "print(t.vocab_size, t.sha256())"
+    )
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
