@@ -1,4 +1,4 @@
-# What people do with the project, one line each. `make` or `make help` lists it.
+# Commands of the project. `make` or `make help` lists them.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 READY := .venv/.ready
@@ -13,13 +13,13 @@ help: ## list these commands
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniGPT needs Python 3.11 or newer; name one with make PYTHON=…")'
 	$(PYTHON) -m venv .venv
-	@echo "installing into .venv; this takes minutes and prints nothing"
+	@echo "installing packages into .venv; this takes minutes without output"
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-setup: $(READY) ## make .venv with everything in it
+setup: $(READY) ## create .venv with all packages
 
-repro: setup $(RECIPE:%=recipes/%) ## run the pipeline: text in, model out; RECIPE=fast takes the parameters of recipes/fast
+repro: setup $(RECIPE:%=recipes/%) ## run the pipeline; RECIPE=fast uses the parameters of recipes/fast
 	$(if $(RECIPE),dvc exp run $(addprefix -S ,$(shell cat recipes/$(RECIPE))),dvc repro)
 	python -m pipeline.tools.summary
 
@@ -38,19 +38,19 @@ test-full: setup ## run all tests at full count, in about 25 minutes
 lint: setup ## check style, spelling and types
 	ruff check . && ruff format --check . && codespell && mypy
 
-ui: setup ## compare the tracked runs in a browser; PORT=5001 chooses another port
+ui: setup ## compare the tracked runs in the browser; PORT=5001 uses another port
 	python -m pipeline.tools.ui
 
 sweep: setup ## search for better parameters; ARGS="train.learning_rate=3e-4..1e-2 --trials 20"
 	python -m pipeline.tools.sweep $(ARGS)
 
-promote: setup ## make this model the champion of the registry, if it is better; EXP=name takes an experiment's
+promote: setup ## make this model the champion if it is better; EXP=name: the model of an experiment
 	python -m pipeline.tools.promote $(EXP)
 
-sync: setup ## bring to the tracking store what it lacks
+sync: setup ## upload missing runs to the tracking store
 	python -m pipeline.tools.sync
 
-bench: setup ## measure speeds against others
+bench: setup ## measure the speed of tokenization against other libraries
 	python benchmarks/tokenization.py
 
 docs: setup ## generate docs/cli.md from the help of minigpt-cli

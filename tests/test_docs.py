@@ -1,4 +1,4 @@
-"""What the documents say is what happens."""
+"""The commands, examples, links and trees in the documents are correct."""
 
 import doctest
 import os
@@ -14,11 +14,11 @@ import pytest
 from conftest import ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
-# run by other tests, or by CI itself, under the very name
+# commands that CI or another test runs
 ELSEWHERE = {
     "git clone <this repository> minigpt && cd minigpt": "CI starts from a clone",
     "source .venv/bin/activate": "CI and the tests put .venv/bin first on PATH",
-    "make repro": "test_make_repro",
+    "make repro": "test_make_repro_shows_results",
     "make ui": "test_make_ui_shows_the_charts",
 }
 
@@ -27,13 +27,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_readme_is_short():
+def test_readme_is_short():
     assert README.count("\n") < 150
     assert README.index("```text") < README.index("## ")  # a generated sample comes first
 
 
-def test_the_commands_of_the_readme_work(project):
-    """In one project, in the order in which a reader meets them."""
+def test_commands_of_readme_work(project):
+    # all in one project, in the order of the text
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) > 5
     for command in commands:
@@ -41,7 +41,7 @@ def test_the_commands_of_the_readme_work(project):
             project.run("bash", "-c", command)
 
 
-def test_the_commands_in_the_table_exist(project):
+def test_commands_in_readme_table_exist(project):
     help_text = project.run("make", "help") + project.run("minigpt-cli", "--help")
     for command in re.findall(r"`(make|minigpt-cli) ([a-z-]+)", README):
         assert re.search(rf"^ *{command[1]} ", help_text, re.MULTILINE), command
@@ -49,12 +49,12 @@ def test_the_commands_in_the_table_exist(project):
         assert line.split()[0] in (ROOT / "Makefile").read_text()
 
 
-def test_the_python_of_the_readme_runs(reproduced):
+def test_python_of_readme_runs(reproduced):
     (snippet,) = blocks("python")
     assert reproduced.run(sys.executable, "-c", snippet)
 
 
-def test_the_guide_s_examples_are_true(monkeypatch):
+def test_examples_of_guide_are_correct(monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, tried = doctest.testfile(
@@ -64,7 +64,7 @@ def test_the_guide_s_examples_are_true(monkeypatch):
     assert failed == 0
 
 
-def test_the_documented_help_is_the_real_one():
+def test_documented_help_is_current():
     command = [
         sys.executable,
         "-m",
@@ -79,14 +79,14 @@ def test_the_documented_help_is_the_real_one():
     assert (ROOT / "docs/cli.md").read_text().strip() == result.stdout.strip()
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_tree_lists_every_module():
+def test_tree_lists_every_module():
     document = (ROOT / "docs/architecture.md").read_text()
     listed = re.findall(r"^ +(\w+\.py)", document, re.MULTILINE)
     modules = [
@@ -99,12 +99,12 @@ def test_the_tree_lists_every_module():
 
 
 def make(project, *targets: str, **env: str):
-    """make, in an environment that is ready: the one that runs the tests."""
+    """Start make with the environment of the tests in place of .venv."""
     (project.root / ".venv").symlink_to(Path(sys.prefix))
     return project.start("make", "--assume-old=.venv/.ready", *targets, **env)
 
 
-def test_make_repro(project):
+def test_make_repro_shows_results(project):
     process = make(project, "repro")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -135,6 +135,6 @@ def test_make_ui_shows_the_charts(project):
         process.communicate(timeout=60)
 
 
-def test_a_bare_mlflow_finds_the_runs(reproduced):
+def test_mlflow_without_options_finds_runs(reproduced):
     code = "import mlflow; print(len(mlflow.search_runs(experiment_names=['minigpt'])), 'run')"
     assert "1 run" in reproduced.run(sys.executable, "-W", "ignore", "-c", code)
