@@ -82,7 +82,8 @@ def to_onnx(model: MiniGPT, metadata: dict[str, Any], quantize: str | None = Non
 def serialize(proto: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
     """Return the content of an ONNX file with `metadata` in it."""
     helper.set_model_props(proto, {"minigpt": json.dumps(metadata)})
-    return proto.SerializeToString(deterministic=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:

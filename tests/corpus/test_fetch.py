@@ -268,7 +268,7 @@ def test_listing_is_an_aligned_table(monkeypatch, capsys):
     assert max(map(len, lines)) <= 120
 
 
-def test_every_download_is_pinned_and_ignored_by_git():
+def test_every_download_is_pinned():
     ignored = (ROOT / "data/raw/.gitignore").read_text().splitlines()
     for name, corpus in CORPORA.items():
         assert name == corpus.name
