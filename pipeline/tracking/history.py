@@ -125,7 +125,8 @@ def record_of_snapshot(snapshot: Snapshot) -> Record:
         baseline = git("rev-parse", parent)
         tags |= {"dvc_experiment": snapshot.experiment, "dvc_baseline": baseline}
     held_out = str(summary.get("held_out", True)).lower()
-    record.update("tags", {**tags, "restored": "true", "model_md5": md5, "held_out": held_out})
+    record.update("run", {"restored": True})
+    record.update("tags", {**tags, "model_md5": md5, "held_out": held_out})
     _restore_training(record, snapshot, summary)
     restore_evaluation(record, snapshot)
     reports.add_card(record)
@@ -139,7 +140,8 @@ def record_of_model(model: Path) -> Record:
     sections = {"model": metadata["config"], "train": metadata["train"]}
     params = flatten({**load_params().model_dump(), **sections})
     record = Record.create(run_name(params, "HEAD"), params)
-    record.update("tags", {**lineage.origin(), "restored": "true"})
+    record.update("run", {"restored": True})
+    record.update("tags", lineage.origin())
     reports.add_identity(record, model, metadata["training"]["held_out"])
     _restore_training(record, Snapshot(), metadata["training"])
     reports.add_model_figures(record, model)

@@ -5,7 +5,7 @@
       params.json    tags.json    dataset.json
       metrics.jsonl  a line for each step: {"time": …, "step": …, metric: value, …}
       artifacts/     files, as MLflow shows them
-      model.onnx     the exported model, until its upload is confirmed
+      <sha256>.onnx  the exported model, until its upload is confirmed
       uploads.json   what each store has confirmed (by `upload` only)
 
 A record holds no address of a store and so no credentials.
@@ -36,7 +36,6 @@ class Record:
         self.folder = folder
         self.id = folder.name
         self.artifacts = folder / "artifacts"
-        self.onnx_model = folder / "model.onnx"
         self._metrics = folder / "metrics.jsonl"
 
     @classmethod
@@ -100,15 +99,9 @@ class Record:
     def log_metrics(self, metrics: Mapping[str, float], when: float | None = None) -> None:
         """Append the metrics of one step ("step" is among them; 0 otherwise)."""
         line = json.dumps({"time": when or time.time(), "step": 0, **metrics})
-        with self._metrics.open("a+b") as file:  # one write a line: several threads may append
-            if file.tell() and not self._ends_with_newline():
-                line = f"\n{line}"  # a killed process or a full disk left half a line
-            file.write(f"{line}\n".encode())
-
-    def _ends_with_newline(self) -> bool:
-        with self._metrics.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read() == b"\n"
+        with self._metrics.open("ab") as file:
+            # the first line break ends half a line of a killed process or a full disk
+            file.write(f"\n{line}\n".encode())
 
     def metrics(self, offset: int = 0) -> tuple[list[Metrics], int]:
         """Return the metrics behind a byte offset, and the offset of their end."""
@@ -138,14 +131,20 @@ class Record:
         file = self.artifacts / name
         return file.read_text(encoding="utf-8") if file.exists() else ""
 
+    @property
+    def onnx_model(self) -> Path:
+        """The exported model, until its upload is confirmed."""
+        return self.folder / f"{self.tags.get('onnx_sha256', 'model')}.onnx"
+
     def add_onnx_model(self, path: Path) -> None:
-        """Keep the exported model until it is uploaded, as a hard link where the disk allows it."""
-        self.onnx_model.unlink(missing_ok=True)
+        """Keep the exported model for the upload, as a hard link where the disk allows it."""
+        digest, before = file_digest(path, "sha256"), self.onnx_model
+        before.unlink(missing_ok=True)
         try:
-            os.link(path.resolve(), self.onnx_model)
+            os.link(path.resolve(), self.folder / f"{digest}.onnx")
         except OSError:
-            shutil.copy(path, self.onnx_model)
-        self.update("tags", {"onnx_sha256": file_digest(self.onnx_model, "sha256")})
+            shutil.copy(path, self.folder / f"{digest}.onnx")
+        self.update("tags", {"onnx_sha256": digest})
 
 
 def _folder() -> Path:
