@@ -1,7 +1,7 @@
-"""`make promote`: the exported model becomes the champion of MLflow's registry, if it is the better one.
+"""`make promote`: make an exported model the champion of MLflow's registry, if it is better.
 
-python -m pipeline.tools.promote           the model that lies here
-python -m pipeline.tools.promote faster    that of DVC's experiment "faster", or of a Git revision
+python -m pipeline.tools.promote           the current model
+python -m pipeline.tools.promote faster    the model of the DVC experiment or Git revision "faster"
 """
 
 import argparse
@@ -24,23 +24,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.tools.promote", description="Promote a model to champion."
     )
-    parser.add_argument(
-        "which", nargs="?", default="", help="an experiment of DVC's or a Git revision"
-    )
+    parser.add_argument("which", nargs="?", default="", help="a DVC experiment or a Git revision")
     which = parser.parse_args().which
     try:
         print(promote(which))
     except UserError:
         raise
-    except Exception as error:  # whatever is wrong with the store
-        raise UserError(f"the tracking store does not answer: {store.reason(error)}") from None
+    except Exception as error:  # any failure of the store
+        raise UserError(f"cannot use the tracking store: {store.reason(error)}") from None
 
 
 def promote(which: str = "") -> str:
-    """Give the alias to the model of a run (see above); returns a line that says so.
+    """Move the alias to the model of a run and return a message.
 
     Raises:
-        UserError: there is no such model, it was not evaluated and exported, or the champion is as good.
+        UserError: there is no such model, the model was not evaluated and exported, or the champion
+            is as good.
     """
     run = _find(which)
     _check_complete(run, which)
@@ -53,12 +52,13 @@ def promote(which: str = "") -> str:
             return f"{NAME} version {champion.version} is the {ALIAS} already"
         if run.data.tags["validation_tokens"] != best.data.tags["validation_tokens"]:
             raise UserError(
-                f"not promoted: the {ALIAS} was measured on another validation split, so that their losses do not "
-                f"compare; to begin anew, take the alias {ALIAS} away from it in `make ui`"
+                f"not promoted: the {ALIAS} was measured on another validation split, so the losses "
+                f"do not compare; to start over, delete its alias {ALIAS} in `make ui`"
             )
         if loss >= best.data.metrics[LOSS]:
             raise UserError(
-                f"not promoted: validation loss {loss:.4f}, the {ALIAS}'s is {best.data.metrics[LOSS]:.4f}"
+                f"not promoted: the validation loss is {loss:.4f}, that of the {ALIAS} is "
+                f"{best.data.metrics[LOSS]:.4f}"
             )
         before = f", before {best.data.metrics[LOSS]:.4f}"
     version = mlflow().register_model(
@@ -67,16 +67,16 @@ def promote(which: str = "") -> str:
     client().set_registered_model_alias(NAME, ALIAS, version.version)
     client().update_model_version(
         NAME, version.version, run.data.tags[store.DESCRIPTION][:5000]
-    )  # no more fits
+    )  # the limit of the registry
     return f"{NAME} version {version.version} is the {ALIAS}: validation loss {loss:.4f}{before}"
 
 
 def _find(which: str) -> Any:
-    """The run of the model that lies here, or that an experiment or a commit made."""
+    """Return the run of the current model, or of the model of an experiment or a commit."""
     if which:
         md5 = snapshot_of(which).model_md5
         if not md5:
-            raise UserError(f"{which}: its dvc.lock knows of no trained model")
+            raise UserError(f"{which}: its dvc.lock has no trained model")
     elif paths.MODEL.exists():
         md5 = file_digest(paths.MODEL, "md5")
     else:
@@ -84,7 +84,7 @@ def _find(which: str) -> Any:
     run = store.find_model(md5)
     if run is None:
         raise UserError(
-            f"{which or paths.MODEL}: the tracking store does not know this model; run `make sync`"
+            f"{which or paths.MODEL}: the tracking store has no run of this model; run `make sync`"
         )
     return run
 
@@ -96,16 +96,17 @@ def _check_complete(run: Any, which: str) -> None:
         back = f"`git restore --source={snapshot_of(which).revision[:9]} .`, " if which else ""
         raise UserError(
             f"not promoted: run {run.info.run_name!r} lacks its evaluation or its exported model; "
-            f"make them again by {back}`dvc repro` and `make sync`"
+            f"to restore them, run {back}`dvc repro` and `make sync`"
         )
     if difference > run.data.metrics["export/tolerance"]:
         raise UserError(
-            f"not promoted: its logits differ from PyTorch's by {difference:.1e}, more than export.tolerance"
+            f"not promoted: the logits differ from PyTorch's by {difference:.1e}, which is more "
+            "than export.tolerance"
         )
 
 
 def _champion() -> Any:
-    """The model version that has the alias, or None."""
+    """Return the model version that has the alias, or None."""
     try:
         return client().get_model_version_by_alias(NAME, ALIAS)
     except mlflow().exceptions.MlflowException as error:

@@ -1,4 +1,4 @@
-"""What `make repro` ends with: the figures, a text from the exported model, and what to try next."""
+"""The end of `make repro`: figures, a text from the exported model, and what to try next."""
 
 import json
 
@@ -24,12 +24,13 @@ def main() -> None:
     split = (
         "validation" if evaluation["held_out"] else "training (nothing is held out of this corpus)"
     )
+    bigram = evaluation["baseline_loss"]["bigram"]
     text = "".join(generate(OnnxBackend(paths.ONNX_MODEL), "", max_new_tokens=300))
     print(f"""
-{split} loss  {evaluation["loss"]:.4f} nats a token (bigram baseline {evaluation["baseline_loss"]["bigram"]:.4f})
+{split} loss  {evaluation["loss"]:.4f} nats per token (bigram baseline {bigram:.4f})
 perplexity       {evaluation["perplexity"]:.3f}
 bits per char    {evaluation["bits_per_char"]:.3f}
-model            {paths.ONNX_MODEL}, which writes:
+model            {paths.ONNX_MODEL}, which generates:
 
 {text}
 

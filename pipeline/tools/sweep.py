@@ -1,11 +1,12 @@
-"""`make sweep`: a search for better parameters, in which each trial is an experiment of DVC's and a run of MLflow's.
+"""`make sweep`: search for better parameters; each trial is a DVC experiment and an MLflow run.
 
-    python -m pipeline.tools.sweep                                                   a small search, as below
-    python -m pipeline.tools.sweep train.learning_rate=3e-4..1e-2 model.num_layers=2,4,6 --trials 20 --name deeper
+    python -m pipeline.tools.sweep             a small search
+    python -m pipeline.tools.sweep model.num_layers=2,4,6 --trials 20 --name deeper
 
-A range is searched by its logarithm; values with commas are tried as they are. Ctrl-C stops the search, and the
-same command goes on with it: the trials that are finished are kept, and one that was interrupted goes on. Where text,
-code or another parameter has changed since, losses cannot be compared, and the search needs another name.
+A range is searched on a logarithmic scale; values with commas are the choices. Ctrl-C stops the
+search, and the same command resumes it: finished trials are kept, and an interrupted one continues.
+If the text, the code or another parameter has changed since, the losses cannot be compared, and the
+search needs another name.
 """
 
 import argparse
@@ -40,17 +41,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.tools.sweep", description="Search for better parameters."
     )
-    parser.add_argument("space", nargs="*", help=f"such as: {' '.join(SPACE)} (the default)")
+    parser.add_argument("space", nargs="*", help=f"default: {' '.join(SPACE)}")
     parser.add_argument(
-        "--trials", type=int, default=10, help="how many, those before an interruption included"
+        "--trials",
+        type=int,
+        default=10,
+        help="number of trials, including those before an interruption",
     )
     parser.add_argument(
-        "--name", default="sweep", help="of the search; its experiments are <name>-0, <name>-1, …"
+        "--name",
+        default="sweep",
+        help="name of the search; its experiments are <name>-0, <name>-1, …",
     )
     arguments = parser.parse_intermixed_args()
     if not re.fullmatch(r"[A-Za-z][\w-]*", arguments.name):
         raise UserError(
-            f"--name: {arguments.name!r} is no name of a branch; use letters, digits, - and _"
+            f"--name: {arguments.name!r} cannot be part of a branch name; use letters, digits, - and _"
         )
     if arguments.trials < 1:
         raise UserError(f"--trials: must be 1 or more, but it is {arguments.trials}")
@@ -62,7 +68,7 @@ def main() -> None:
             _search(_study(folder, arguments.name, space), space, arguments.trials)
     except Timeout:
         raise UserError(
-            f"--name: another process is at the search {arguments.name!r}; choose another name"
+            f"--name: another process runs the search {arguments.name!r}; choose another name"
         ) from None
 
 
@@ -71,15 +77,15 @@ def _search(study: optuna.Study, space: Space, trials: int) -> None:
         while (
             todo := trials - len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
         ) > 0:
-            _check_facts(study, space)  # also those of a search that goes on for hours
-            log.info("%d trials to go", todo)
+            _check_facts(study, space)  # a search takes hours, in which files may change
+            log.info("%d trials left", todo)
             _run_trial(study, space)
     finally:
         print(summary(study))
 
 
 def parse_space(texts: list[str]) -> Space:
-    """{"train.learning_rate": a distribution, …} of ["train.learning_rate=1e-4..1e-2", …].
+    """["train.learning_rate=1e-4..1e-2", …] → {"train.learning_rate": a distribution, …}.
 
     Raises:
         UserError: a text is neither a range of positive numbers nor a list of values.
@@ -104,18 +110,22 @@ def _range(text: str, low: str, high: str) -> optuna.distributions.BaseDistribut
             return optuna.distributions.IntDistribution(int(low), int(high), log=True)
         return optuna.distributions.FloatDistribution(float(low), float(high), log=True)
     except ValueError:
-        raise UserError(f"{text}: a range goes from a positive number to a greater one") from None
+        raise UserError(
+            f"{text}: a range must go from a positive number to a greater one"
+        ) from None
 
 
 def _study(folder: Path, name: str, space: Space) -> optuna.Study:
-    """The search of that name; one that was interrupted goes on."""
+    """Create the search with this name, or open an interrupted one."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         study_name=name, storage=f"sqlite:///{folder / name}.db", load_if_exists=True
     )
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # not the same guesses again
+    study.sampler = optuna.samplers.TPESampler(
+        seed=len(study.trials)
+    )  # other suggestions than before
     _check_facts(study, space)
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # it was killed
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # was killed
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
     return study
@@ -129,13 +139,13 @@ def _check_facts(study: optuna.Study, space: Space) -> None:
     ):
         name = study.study_name
         raise UserError(
-            f"--name: {name!r} was begun with another {', '.join(differing)}; choose another name"
+            f"--name: {name!r} was started with another {', '.join(differing)}; choose another name"
         )
     study.set_user_attr("facts", facts)
 
 
 def _facts(space: Space) -> dict[str, Any]:
-    """What the losses of a search rest on, by name: space, text, code, and the parameters that it leaves alone."""
+    """Return what the losses depend on: space, text, code and the fixed parameters, by name."""
     params = model_params(flatten(load_params().model_dump()))
     texts = [
         Path(path) for path in (params["data.path"], params["train.init_from"]) if path is not None
@@ -173,14 +183,14 @@ def _run_trial(study: optuna.Study, space: Space) -> None:
     process = subprocess.Popen(command, process_group=0)
     try:
         code = process.wait()
-    except BaseException:  # the trial stays open, and the next call takes it up
+    except BaseException:  # the trial stays open, and the next call continues it
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
         raise
     if code:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         raise UserError(
-            f"{name}: failed, as is said above; the same command goes on with the next trial"
+            f"{name}: failed (see above); the same command continues with the next trial"
         )
     loss = json.loads(snapshot_of(name).read(paths.EVALUATION))["loss"]
     study.tell(trial, loss)
@@ -188,13 +198,13 @@ def _run_trial(study: optuna.Study, space: Space) -> None:
 
 
 def summary(study: optuna.Study) -> str:
-    """The finished trials, the best first, and how to promote that."""
+    """Return a table of the finished trials, the best first, and how to promote the best."""
     trials = sorted(
         study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)),
         key=lambda trial: trial.values[0],
     )
     if not trials:
-        return "no trial is finished; the same command goes on"
+        return "no trial is finished; the same command resumes the search"
     lines = [
         f"{trial.values[0]:.4f}  {study.study_name}-{trial.number}  "
         + " ".join(f"{name}={value}" for name, value in trial.params.items())

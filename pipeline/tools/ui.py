@@ -1,4 +1,4 @@
-"""`make ui`: MLflow's web page, straight on the charts that compare the runs."""
+"""`make ui`: open MLflow's web page at the charts that compare the runs."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from pipeline.tracking import store
 
 PORT = os.environ.get("PORT", "5000")
 VIEW = "minigpt"
-# what the page shows first, in sections: the metric of each chart, and what lies along its x axis
+# sections of the page, and the metric and the x axis of each chart
 CHARTS = {
     "Loss": [
         ("val/loss", "step"),
@@ -36,31 +36,30 @@ CHARTS = {
 
 def main() -> None:
     try:
-        mlflow = store.mlflow()  # makes the store where there is none yet
+        mlflow = store.mlflow()  # creates the store if there is none
         experiment = store.experiment_id()
-        # MLflow keeps what a page of charts shows in such a tag, and opens it by its key
+        # MLflow stores the view of a page in such a tag, and opens the view by its key
         mlflow.MlflowClient().set_experiment_tag(
             experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_view())
         )
-    except Exception as error:  # whatever is wrong with the store
-        raise UserError(f"the tracking store cannot be opened: {store.reason(error)}") from None
+    except Exception as error:  # any failure of the store
+        raise UserError(f"cannot open the tracking store: {store.reason(error)}") from None
     uri = mlflow.get_tracking_uri()
-    remote = uri.startswith("http")  # a server that runs already
+    remote = uri.startswith("http")  # a server that is already running
     server = uri if remote else f"http://127.0.0.1:{PORT}"
     page = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     url = f"{page}&compareRunsMode=CHART&viewStateShareKey={VIEW}"
     if not remote:
         _check_port()
-    print(url if remote else f"{url}\nCtrl-C ends it", flush=True)
+    print(url if remote else f"{url}\nCtrl-C stops the server", flush=True)
     if sys.stdout.isatty():
-        Timer(
-            0 if remote else 5, webbrowser.open, [url]
-        ).start()  # our own takes about so long to start
+        # a local server takes about five seconds to start
+        Timer(0 if remote else 5, webbrowser.open, [url]).start()
     if remote:
         return
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", PORT, "--workers", "1"]
-    # or it writes a line for each request, and its own tracebacks after Ctrl-C
+    # without it the server logs each request, and tracebacks after Ctrl-C
     command += ["--uvicorn-opts", "--log-level=critical"]
     quiet = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -78,12 +77,12 @@ def _check_port() -> None:
             probe.bind(("127.0.0.1", int(PORT)))
     except (OSError, ValueError, OverflowError):
         raise UserError(
-            f"PORT: {PORT} is taken, or no port; name another: PORT=5001 make ui"
+            f"PORT: {PORT} is in use or not a port; choose another: PORT=5001 make ui"
         ) from None
 
 
 def _view() -> dict[str, Any]:
-    """CHARTS as MLflow's page keeps them; it adds sections for the other metrics below."""
+    """Return CHARTS as MLflow's page stores them; the page adds sections for other metrics."""
     return {
         "compareRunSections": [
             {"uuid": name, "name": name, "display": True, "isReordered": True} for name in CHARTS

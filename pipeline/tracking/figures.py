@@ -1,4 +1,4 @@
-"""The figures on a run, drawn from the reports and the model."""
+"""Figures of a run, drawn from the reports and the model."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from minigpt.model.model import MiniGPT, MultiHeadAttention, PositionalEncoding, attention_weights
 from minigpt.tokenizer import Tokenizer
 
-SENTENCE = "Once upon a time there was a fox."  # that the attention maps show
+SENTENCE = "Once upon a time there was a fox."  # shown by the attention maps
 
 
 def loss(curves: Mapping[str, pd.DataFrame], baselines: Mapping[str, float]) -> Figure:
-    """Both losses by step, and the guessers that no model should fail to beat."""
-    figure, axes = _axes("step", "cross-entropy (nats a token)", "Loss")
+    """Both losses by step, and the baselines."""
+    figure, axes = _axes("step", "cross-entropy (nats per token)", "Loss")
     for name, table in curves.items():
         axes.plot(table["step"], table[name], label=name)
     for number, (name, value) in enumerate(baselines.items()):
@@ -34,8 +34,8 @@ def learning_rate(training: pd.DataFrame) -> Figure:
 
 
 def mistakes(table: pd.DataFrame) -> Figure:
-    """The commonest wrong guesses, a bar each; a $ is no formula's."""
-    figure, axes = _axes("count", "expected → guessed", "Top mistakes")
+    """The most frequent wrong predictions, a bar each; a $ does not start a formula."""
+    figure, axes = _axes("count", "expected → predicted", "Top mistakes")
     table = table.head(20).iloc[::-1]
     axes.barh(table["mistake"].astype(str).str.replace("$", r"\$"), table["count"])
     return figure
@@ -49,7 +49,7 @@ def positional_encoding(encoding: PositionalEncoding) -> Figure:
 
 
 def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Figure:
-    """Where each head of each layer looks: a row for each position, brighter where it looks more."""
+    """Attention weights of each head: a row for each position, brighter for a larger weight."""
     ids = tokenizer.encode(text)[: model.max_seq_len]
     weights = attention_maps(model, torch.tensor([ids]))
     L, H = len(weights), weights[0].shape[0]
@@ -66,7 +66,7 @@ def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Fig
 
 @torch.inference_mode()
 def attention_maps(model: MiniGPT, input_ids: Tensor) -> list[Tensor]:
-    """(1, T) ids → for each layer (H, T, T): how much each position looks at each."""
+    """Return the attention weights of each layer: (1, T) ids → (H, T, T)."""
     attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
     inputs: list[Tensor] = []
     hooks = [

@@ -88,8 +88,8 @@ def flops_per_token(model: MiniGPT) -> float:
     """Estimate the training FLOPs per token, forward and backward: 6 N + 12 L C T.
 
     N counts the parameters without embeddings, which are only looked up; the second term is the
-    attention over T = max_seq_len positions in L layers (Chowdhery et al., "PaLM", arXiv:2204.02311,
-    appendix B).
+    attention over T = max_seq_len positions in L layers (Chowdhery et al., "PaLM",
+    arXiv:2204.02311, appendix B).
     """
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     multiplied = model.num_parameters - sum(module.weight.numel() for module in embeddings)

@@ -1,15 +1,15 @@
-"""A model's card: what its tracking run knows of it, in Markdown for people."""
+"""Model card: a run in Markdown, for people."""
 
 from collections.abc import Mapping, Sequence
 
 FIGURES = {
-    "evaluation/loss": "loss (nats a token)",
+    "evaluation/loss": "loss (nats per token)",
     "evaluation/baseline_loss/bigram": "… of the best bigram model",
     "evaluation/baseline_loss/unigram": "… of the best unigram model",
-    "evaluation/baseline_loss/uniform": "… of guessing blindly",
+    "evaluation/baseline_loss/uniform": "… of uniform probabilities",
     "evaluation/perplexity": "perplexity",
     "evaluation/bits_per_char": "bits per character",
-    "evaluation/accuracy": "share of next tokens guessed right",
+    "evaluation/accuracy": "accuracy: share of next tokens predicted correctly",
     "export/max_logit_difference": "largest difference of a logit, ONNX against PyTorch",
     "parameters": "parameters",
     "tokens": "tokens seen in training",
@@ -26,7 +26,7 @@ def model_card(
     datasets: Sequence[str] = (),
     samples: str = "",
 ) -> str:
-    """The card of a run; a figure that was not measured is not in it. `samples` is the report of that name."""
+    """Return the card of a run, with the figures that were measured and the report of samples."""
     figures = "\n".join(
         f"| {text} | {metrics[name]:.6g} |" for name, text in FIGURES.items() if name in metrics
     )
@@ -42,18 +42,14 @@ def model_card(
     base = params.get("train.init_from", "None")
     origin = "Trained from scratch" if base == "None" else f"Fine-tuned from `{base}`"
     own = data in OWN_TEXTS and base == "None"
-    licence = (
-        "CC0"
-        if own
-        else "that of its source, and of the model it started from, if any; see there first"
-    )
+    license_ = "CC0" if own else "that of its source, and of the model that was fine-tuned, if any"
     return f"""# MiniGPT
 
 A decoder-only transformer that continues a text token by token.
 {origin} on `{data}`{"".join(f", {name}" for name in datasets)}.
 The model file has the SHA-256 `{tags.get("model_sha256", "?")}`.
 
-Licence: of the code Apache-2.0, of the text {licence}.
+License: of the code Apache-2.0, of the text {license_}.
 
 ## Measured on {split}
 
@@ -73,8 +69,8 @@ Licence: of the code Apache-2.0, of the text {licence}.
 
 ## Limits
 
-It writes in the manner of what it was trained on, knows no facts, follows no instructions, and makes up
-what it says.
+The model imitates its training text. It has no knowledge of facts, does not follow instructions, and
+invents what it writes.
 
 {samples}"""
 
@@ -84,7 +80,8 @@ def _reproduce(tags: Mapping[str, str]) -> str:
     dirty = ", which had uncommitted changes" if tags.get("git_dirty") == "true" else ""
     name, baseline = tags.get("dvc_experiment"), tags.get("dvc_baseline", commit)
     if name:
-        return f"`git checkout {baseline} && dvc exp apply {name} && dvc repro` (DVC's experiment `{name}`)."
+        command = f"git checkout {baseline} && dvc exp apply {name} && dvc repro"
+        return f"`{command}` (DVC experiment `{name}`)."
     return (
         f"`git checkout {commit} && dvc repro`{dirty}, with the parameters above in `params.yaml`."
     )

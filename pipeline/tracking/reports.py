@@ -1,4 +1,4 @@
-"""What a record holds of the stages: their numbers, reports, figures and the model card."""
+"""Content of a record: numbers and reports of the stages, figures and the model card."""
 
 import io
 import json

@@ -58,7 +58,7 @@ class Run:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn any failure of tracking into one warning: the model is worth more."""
+        """Turn any failure of tracking into one warning: the training goes on."""
         try:
             yield
         except Exception as error:
@@ -71,7 +71,7 @@ class Run:
         self._record = record
         record.begin()
         self._thread.start()
-        # beside training, the import of MLflow would take three times as long
+        # while a training runs, the import of MLflow would take three times as long
         self._first_attempt.wait(START_TIMEOUT)
 
     def end(self, status: str) -> None:
@@ -104,7 +104,7 @@ class Run:
     def report(
         self, stage: str, config: BaseModel, values: dict[str, Any], files: list[Path]
     ) -> None:
-        """Log the numbers and the files of a stage, made with `config`, and write the model card."""
+        """Log the numbers and files that a stage made with `config`; write the model card."""
         with self.guard():
             texts = {file: file.read_text(encoding="utf-8") for file in files}
             params = flatten({stage: config.model_dump()})
@@ -199,7 +199,7 @@ class TrainingRun(Run):
         self._restart_clock(metrics["tokens"])
 
     def finish(self, model: Path, held_out: bool) -> None:
-        """Log the curves and the hash of the model, and the evaluation of an equal earlier model."""
+        """Log the reports and the hash of the model; carry over the evaluation of an equal one."""
         paths.MODEL_CARD.unlink(missing_ok=True)  # of an earlier model
         with self.guard():
             record, earlier = self.record, find_record(file_digest(model, "md5"))

@@ -20,7 +20,7 @@ class TextModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.backend = OnnxBackend(Path(context.artifacts["onnx"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """A column "text" of prompts → a column "text" of continuations; `params` as in minigpt-cli."""
+        """Map a column "text" of prompts to their continuations; `params` as in minigpt-cli."""
         options = dict(params or {})
         max_new_tokens = options.pop("max_new_tokens", 200)
         sampling = Sampling(**options)

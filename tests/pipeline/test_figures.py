@@ -8,7 +8,7 @@ from pipeline.tracking import figures
 
 
 @pytest.mark.parametrize("switches", [{}, {"positional": "rotary", "qk_norm": True}])
-def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
+def test_attention_maps_are_the_weights_of_the_model(switches, monkeypatch):
     model = build_model(
         40, d_model=64, num_heads=4, num_layers=2, d_ff=64, max_seq_len=32, **switches
     ).eval()
@@ -29,7 +29,7 @@ def test_attention_maps_are_what_the_model_computes_with(switches, monkeypatch):
         torch.testing.assert_close(mine, theirs[0], rtol=1e-4, atol=1e-5)
 
 
-def test_the_figures_show_what_they_say(trained: TorchBackend):
+def test_figures_show_their_data(trained: TorchBackend):
     curves = {"train/loss": pd.DataFrame({"step": [1, 2], "train/loss": [3.0, 2.0]})}
     axes = figures.loss(curves, {"uniform": 4.2, "bigram": 2.5}).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["train/loss", "uniform", "bigram"]

@@ -44,7 +44,7 @@ def hashes(project: Project, stage: str) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in lock["stages"][stage]["outs"]}
 
 
-def test_it_makes_everything_it_promises(reproduced):
+def test_the_pipeline_writes_all_reports(reproduced):
     root = reproduced.root
     evaluation = json.loads((root / "reports/evaluation.json").read_text())
     training = json.loads((root / "reports/training.json").read_text())
@@ -69,12 +69,12 @@ def test_it_makes_everything_it_promises(reproduced):
     assert str(root).encode() not in (root / "models/minigpt.onnx").read_bytes()
 
 
-def test_a_second_repro_reruns_nothing_and_git_is_clean(reproduced):
+def test_a_second_repro_reruns_nothing(reproduced):
     assert "Running stage" not in reproduced.run("dvc", "repro")
     assert reproduced.run("git", "status", "--porcelain") == ""
 
 
-def test_one_run_holds_training_evaluation_and_export(reproduced):
+def test_one_run_holds_all_three_stages(reproduced):
     client, experiment = store(reproduced)
     (run,) = runs(reproduced)
     assert experiment.artifact_location == (reproduced.root / "mlruns/artifacts").as_uri()
@@ -141,7 +141,7 @@ def test_one_run_holds_training_evaluation_and_export(reproduced):
     assert "| export.tolerance | 0.0001 |" in card
 
 
-def test_the_tracked_model_is_the_file_itself_and_answers(reproduced, monkeypatch):
+def test_the_tracked_model_is_the_exported_file(reproduced, monkeypatch):
 
     client, _ = store(reproduced)
     (run,) = runs(reproduced)
@@ -163,7 +163,7 @@ print(repr(model.predict(pd.DataFrame({{"text": ["The ", "A"]}}))["text"].tolist
     assert repr(["".join(generate(backend, prompt)) for prompt in ("The ", "A")]) in out
 
 
-def test_an_edit_reruns_what_depends_on_it_and_nothing_else(project):
+def test_an_edit_reruns_only_what_depends_on_it(project):
     def would_run() -> set[str]:
         return set(json.loads(project.run("dvc", "status", "--json")))
 
@@ -182,7 +182,7 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(project):
 
 
 @pytest.mark.slow
-def test_the_same_inputs_give_the_same_bytes_and_the_run_keeps_its_evaluation(project, reproduced):
+def test_an_equal_model_keeps_its_evaluation(project, reproduced):
     project.run("dvc", "repro", "--force", "--single-item", "train")
     project.run("dvc", "repro", "--force", "--single-item", "evaluate")
     assert hashes(project, "train") == hashes(reproduced, "train")
@@ -195,7 +195,7 @@ def test_the_same_inputs_give_the_same_bytes_and_the_run_keeps_its_evaluation(pr
     assert "export/bytes" in second.data.metrics
 
 
-def test_a_clone_that_retrains_the_same_bytes_tracks_the_committed_evaluation(project):
+def test_a_retrained_clone_has_the_committed_evaluation(project):
     project.run("dvc", "repro", "--force", "--single-item", "train")
     (run,) = runs(project)
     assert {"train/loss", "evaluation/loss"} <= set(run.data.metrics)
@@ -203,7 +203,7 @@ def test_a_clone_that_retrains_the_same_bytes_tracks_the_committed_evaluation(pr
     assert run.data.tags["git_dirty"] == "false"
 
 
-def test_without_its_run_the_store_gets_a_restored_one(project):
+def test_sync_restores_the_run_of_the_current_model(project):
     project.run(sys.executable, "-m", "pipeline.tools.sync")
     (run,) = runs(project)
     assert run.data.tags["restored"] == "true"
@@ -217,7 +217,7 @@ def test_without_its_run_the_store_gets_a_restored_one(project):
     assert again.info.end_time == run.info.end_time
 
 
-def test_experiments_are_runs_that_say_what_differs(tried):
+def test_runs_are_named_by_what_differs(tried):
     restored, faster, apart = runs(tried)
     assert restored.info.run_name == "defaults"
     assert faster.info.run_name == "learning_rate=0.01"
@@ -234,7 +234,7 @@ def test_experiments_are_runs_that_say_what_differs(tried):
     assert {"train/loss", "evaluation/loss", "export/bytes"} <= set(apart.data.metrics)
 
 
-def test_dvc_s_own_views(tried, tmp_path):
+def test_dvc_shows_params_metrics_plots(tried, tmp_path):
     project = tried.copy(tmp_path / "project")
     project.run("dvc", "exp", "apply", "faster")
     assert "learning_rate" in project.run("dvc", "params", "diff")
@@ -261,7 +261,7 @@ def test_going_back_to_a_model_goes_back_to_its_run(tried):
 
 
 @pytest.mark.slow
-def test_what_the_store_lost_is_in_git(tried, tmp_path):
+def test_sync_restores_a_lost_store_from_git(tried, tmp_path):
     project = tried.copy(tmp_path / "project")
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
@@ -301,7 +301,7 @@ def test_what_the_store_lost_is_in_git(tried, tmp_path):
 
 
 @pytest.mark.full
-def test_an_exported_model_that_dvc_lost_too_has_to_be_made_again(tried, tmp_path):
+def test_a_lost_exported_model_is_made_again(tried, tmp_path):
     project = tried.copy(tmp_path / "project")
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
@@ -317,7 +317,7 @@ def test_an_exported_model_that_dvc_lost_too_has_to_be_made_again(tried, tmp_pat
     assert "is the champion" in project.run(sys.executable, "-m", "pipeline.tools.promote", "apart")
 
 
-def test_an_evaluation_tells_what_it_used_though_a_figure_cannot_be_drawn(project):
+def test_a_figure_that_fails_costs_a_warning(project):
     project.edit("params.yaml", "temperature: 0.8", "temperature: 0.5")
     project.edit(
         "pipeline/tracking/figures.py",
@@ -333,7 +333,7 @@ def test_an_evaluation_tells_what_it_used_though_a_figure_cannot_be_drawn(projec
 
 
 @pytest.mark.slow
-def test_another_clone_pulls_the_model_and_has_its_run(project, tmp_path):
+def test_a_clone_that_pulls_the_model_restores_its_run(project, tmp_path):
     project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
     project.commit()
     project.run("dvc", "push")
@@ -370,7 +370,7 @@ def test_a_queue_of_two_workers(project):
 
 
 @pytest.mark.slow
-def test_a_corpus_that_holds_nothing_out_says_so(project):
+def test_a_corpus_without_held_out_text_is_reported(project):
     out = project.run(
         "dvc", "exp", "run", "-S", "data.path=data/raw/sentences.txt", "-S", "train.layout=padded"
     )
@@ -381,7 +381,7 @@ def test_a_corpus_that_holds_nothing_out_says_so(project):
 
 
 @pytest.mark.slow
-def test_subwords_are_one_switch(project):
+def test_bpe_runs_through_the_pipeline(project):
     project.run("dvc", "exp", "run", "-S", "tokenizer.type=bpe", "-S", "tokenizer.vocab_size=300")
     assert (
         tokenizers.Tokenizer.from_file(str(project.root / "data/vocab.json")).get_vocab_size()
@@ -409,7 +409,7 @@ def test_subwords_are_one_switch(project):
         ("tolerance: 1e-4", "tolerance: 1e-12", "export.tolerance: the ONNX model's logits differ"),
     ],
 )
-def test_bad_parameters_fail_with_one_line_and_no_traceback(project, old, new, message):
+def test_bad_parameters_are_one_line(project, old, new, message):
     project.edit("params.yaml", old, new)
     out = project.run("dvc", "repro", code=255)
     assert message in out
@@ -432,7 +432,7 @@ def test_a_quantized_model_is_a_second_file(project):
     )
 
 
-def test_a_python_without_the_packages_says_so(project, tmp_path):
+def test_missing_packages_are_one_line(project, tmp_path):
     result = subprocess.run(
         [sys.executable, "-S", "-m", "pipeline.train"],
         cwd=project.root,
@@ -446,7 +446,7 @@ def test_a_python_without_the_packages_says_so(project, tmp_path):
 
 
 @pytest.mark.full
-def test_without_a_compiler_compile_says_so(project, tmp_path):
+def test_a_missing_compiler_is_one_line(project, tmp_path):
     project.edit("params.yaml", "compile: false", "compile: true")
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "CXX": "/nowhere/g++"}
     out = project.run(sys.executable, "-m", "pipeline.train", code=1, **caches)
@@ -454,7 +454,7 @@ def test_without_a_compiler_compile_says_so(project, tmp_path):
     assert "Traceback" not in out
 
 
-def test_a_crashed_training_reads_failed(project):
+def test_a_crashed_training_has_status_failed(project):
     project.edit(
         "minigpt/model/loss.py", "    total, count = 0.0, 0\n", "    raise RuntimeError('a bug')\n"
     )
@@ -467,7 +467,7 @@ def test_a_crashed_training_reads_failed(project):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
+def test_a_killed_training_resumes_to_the_same_bytes(project, number, tmp_path):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 600")
     project.edit("params.yaml", "eval_interval: 15", "eval_interval: 200")
     project.run("dvc", "repro", "train")
@@ -505,7 +505,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(project, number, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
+def test_a_broken_store_costs_a_warning(project, reproduced):
     (project.root / "mlruns").mkdir()
     (project.root / "mlruns/mlflow.db").write_bytes(b"this is no database" * 100)
     out = project.run("dvc", "repro", "--force", "--single-item", "train")
@@ -519,7 +519,7 @@ def test_a_broken_store_costs_a_warning_and_nothing_else(project, reproduced):
     assert "Traceback" not in out
 
 
-def test_a_locked_store_costs_a_warning_and_the_run_is_sent_later(project, reproduced):
+def test_a_locked_store_gets_the_run_later(project, reproduced):
     project.run(sys.executable, "-c", "from pipeline.tracking import store; store.mlflow()")
     with sqlite3.connect(project.root / "mlruns/mlflow.db", isolation_level=None) as connection:
         connection.execute("BEGIN EXCLUSIVE")

@@ -37,7 +37,7 @@ def test_the_champion_is_the_exported_file_with_its_card(promoted, tmp_path):
     assert file.read_bytes() == (promoted.root / "models/minigpt.onnx").read_bytes()
 
 
-def test_the_command_line_takes_registered_models_and_runs(promoted):
+def test_the_command_line_takes_mlflow_models(promoted):
     command = ["minigpt-cli", "generate", "--prompt", "The ", "--seed", "3"]
     expected = promoted.run(*command)
     assert promoted.run(*command, "--model", "models:/minigpt@champion") == expected
@@ -57,13 +57,13 @@ def test_the_command_line_takes_registered_models_and_runs(promoted):
         ),
     ],
 )
-def test_a_model_that_is_not_there_is_one_line(promoted, options, message):
+def test_a_missing_model_is_one_line(promoted, options, message):
     out = promoted.run("minigpt-cli", "generate", *options, code=1)
     assert message in out
     assert out.count("\n") == 1
 
 
-def test_elsewhere_there_is_no_store_and_none_is_made(promoted, tmp_path):
+def test_a_command_elsewhere_makes_no_store(promoted, tmp_path):
     elsewhere = promoted.copy(tmp_path / "elsewhere")
     out = elsewhere.run("minigpt-cli", "generate", "--model", "models:/minigpt@champion", code=1)
     assert "no tracking store here" in out
@@ -114,7 +114,7 @@ def test_mlflow_serves_the_champion(promoted):
 
 def test_a_model_without_a_run_is_not_promoted(project):
     out = project.run(sys.executable, "-m", "pipeline.tools.promote", code=1)
-    assert "the tracking store does not know this model; run `make sync`" in out
+    assert "the tracking store has no run of this model; run `make sync`" in out
     assert "nobody: no such DVC experiment or Git revision" in project.run(
         sys.executable, "-m", "pipeline.tools.promote", "nobody", code=1
     )
@@ -139,12 +139,12 @@ def test_the_alias_moves_to_a_better_model_only(promoted):
     )  # the most that the registry takes on PostgreSQL
     client.set_tag(run.info.run_id, "mlflow.note.content", card)
     out = promoted.run(sys.executable, "-m", "pipeline.tools.promote", "HEAD", code=1)
-    assert "not promoted: validation loss" in out
+    assert "not promoted: the validation loss" in out
     assert champion(promoted).run_id != first.run_id
 
 
 @pytest.mark.full
-def test_another_validation_split_compares_with_nothing(promoted):
+def test_models_of_other_splits_are_not_compared(promoted):
     promoted.run("dvc", "exp", "run", "--name", "other", "-S", "data.path=data/raw/sentences.txt")
     out = promoted.run(sys.executable, "-m", "pipeline.tools.promote", code=1)
     assert "not promoted: the champion was measured on another validation split" in out

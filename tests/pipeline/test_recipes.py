@@ -22,7 +22,7 @@ def test_every_override_is_a_valid_parameter(recipe):
     Params.model_validate(params)
 
 
-def test_classic_is_the_default_and_undoes_fast():
+def test_classic_overrides_every_key_of_fast():
     yaml = YAML(typ="safe", pure=True)
     params = yaml.load(ROOT / "params.yaml")
     keys = {}
@@ -35,7 +35,7 @@ def test_classic_is_the_default_and_undoes_fast():
 
 
 @pytest.mark.slow
-def test_the_fast_recipe_goes_the_whole_way(project):
+def test_the_fast_recipe_passes_all_stages(project):
     overrides = [
         *(ROOT / "recipes/fast").read_text().split(),
         "train.warmup_steps=5",

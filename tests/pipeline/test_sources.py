@@ -1,4 +1,4 @@
-"""Texts of the user's own, through the pipeline: dvc tracks them, and what is odd or wrong with them is said."""
+"""Texts of users, through the pipeline."""
 
 import errno
 import gzip
@@ -32,7 +32,7 @@ def summary(project: Project) -> dict:
     return json.loads((project.root / "reports/data.json").read_text())
 
 
-def test_a_change_in_any_file_of_a_folder_is_seen(project):
+def test_dvc_notices_a_change_in_a_folder(project):
     folder = project.root / "mine"
     folder.mkdir()
     (folder / "a.txt").write_text("a tale\n\nanother tale")
@@ -46,7 +46,7 @@ def test_a_change_in_any_file_of_a_folder_is_seen(project):
 
 
 @pytest.mark.slow
-def test_own_text_added_to_dvc_reaches_the_workspace_of_a_queued_experiment(project):
+def test_a_queued_experiment_has_text_added_to_dvc(project):
     text = "text\n" + "\n".join(f'"A line of text, number {number}."' for number in range(300))
     (project.root / "data/raw/mine.csv.gz").write_bytes(gzip.compress(text.encode()))
     project.run("dvc", "add", "data/raw/mine.csv.gz")
@@ -61,7 +61,7 @@ def test_own_text_added_to_dvc_reaches_the_workspace_of_a_queued_experiment(proj
 
 
 @pytest.mark.slow
-def test_equal_documents_short_ones_and_long_ones(project):
+def test_duplicates_and_documents_of_any_length(project):
     long = " ".join(f"word{number}" for number in range(2000))  # far beyond the context
     (project.root / "mine.txt").write_text(
         "\n\n".join(["x", "a tale", "a tale", long, ".", "the end"])
@@ -81,7 +81,7 @@ def test_equal_documents_short_ones_and_long_ones(project):
         project.run(sys.executable, "-m", "pipeline.train")
 
 
-def test_one_document_that_would_all_be_held_out_is_refused(project):
+def test_holding_out_every_document_is_an_error(project):
     (project.root / "mine.txt").write_text("one document\n")
     params = (project.root / "params.yaml").read_text()
     params = params.replace("data/raw/tales.txt", "mine.txt").replace(
@@ -94,7 +94,7 @@ def test_one_document_that_would_all_be_held_out_is_refused(project):
 
 
 @pytest.mark.slow
-def test_odd_text_comes_through_the_whole_way(project):
+def test_unusual_characters_pass_all_stages(project):
     odd = [
         "שלום עולם, מה שלומך",
         "👩‍👩‍👧‍👦 family",
@@ -124,7 +124,7 @@ def test_a_hundred_megabytes_on_one_line(project, full):
         assert abs(summary(project)["train"]["characters"] - size) <= 1
 
 
-def test_a_full_disk_leaves_the_old_files_whole(project, monkeypatch):
+def test_a_full_disk_leaves_the_old_files(project, monkeypatch):
     from pipeline import prepare
     from pipeline.common.stage import run_stage
 

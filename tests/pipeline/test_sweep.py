@@ -27,7 +27,7 @@ def test_a_space_has_ranges_and_lists():
 
 
 @given(st.text(alphabet="ab.=,0123456789e-", max_size=20))
-def test_any_other_text_is_refused_by_a_user_error(text):
+def test_any_other_space_is_a_user_error(text):
     with contextlib.suppress(UserError):
         (name,) = parse_space([text])
         assert name
@@ -40,7 +40,7 @@ def test_any_other_text_is_refused_by_a_user_error(text):
         (["train.learning_rate"], "must be like train.learning_rate=1e-4..1e-2"),
         (["train.learning_rate=0..1"], "from a positive number to a greater one"),
         (["--trials", "0"], "--trials: must be 1 or more"),
-        (["--name", "no name"], "--name: 'no name' is no name of a branch"),
+        (["--name", "no name"], "--name: 'no name' cannot be part of a branch name"),
     ],
 )
 def test_bad_arguments_are_one_line(project, arguments, message):
@@ -50,9 +50,9 @@ def test_bad_arguments_are_one_line(project, arguments, message):
 
 
 @pytest.mark.slow
-def test_a_search_whose_ground_has_changed_needs_another_name(project):
+def test_a_search_after_a_change_needs_another_name(project):
     command = [sys.executable, "-m", "pipeline.tools.sweep", "model.num_heads=3,5", "--trials", "1"]
-    assert "sweep-0: failed, as is said above" in project.run(*command, code=1)
+    assert "sweep-0: failed (see above)" in project.run(*command, code=1)
     project.edit("params.yaml", "max_steps: 30", "max_steps: 31")
     with (project.root / "data/raw/tales.txt").open("a") as text:
         text.write("\n\nThe end.\n")
@@ -61,7 +61,7 @@ def test_a_search_whose_ground_has_changed_needs_another_name(project):
     out = project.run(*command, code=1)
     assert (
         out
-        == "--name: 'sweep' was begun with another code, text, train.max_steps; choose another name\n"
+        == "--name: 'sweep' was started with another code, text, train.max_steps; choose another name\n"
     )
 
 
@@ -69,11 +69,11 @@ def test_two_searches_of_one_name_are_refused(project):
     (project.root / ".minigpt/sweeps").mkdir(parents=True)
     with FileLock(project.root / ".minigpt/sweeps/sweep.lock"):
         out = project.run(sys.executable, "-m", "pipeline.tools.sweep", code=1)
-    assert out == "--name: another process is at the search 'sweep'; choose another name\n"
+    assert out == "--name: another process runs the search 'sweep'; choose another name\n"
 
 
 @pytest.mark.full
-def test_a_search_stops_goes_on_and_names_the_best(project):
+def test_an_interrupted_search_resumes(project):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     project.commit()
     command = [
@@ -94,7 +94,7 @@ def test_a_search_stops_goes_on_and_names_the_best(project):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "no trial is finished; the same command goes on" in out
+    assert "no trial is finished; the same command resumes the search" in out
 
     out = project.run(*command)
     assert "of an interrupted training" in out
@@ -109,4 +109,4 @@ def test_a_search_stops_goes_on_and_names_the_best(project):
     assert "is the champion" in project.run(sys.executable, "-m", "pipeline.tools.promote", best)
     assert project.run(*command).count("best:") == 1  # nothing to do
     out = project.run(*command, "model.num_layers=1,2", code=1)
-    assert "was begun with another space" in out
+    assert "was started with another space" in out

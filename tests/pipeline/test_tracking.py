@@ -1,4 +1,4 @@
-"""A tracking server that is away, fails or is slow: training finishes, nothing is lost, one warning."""
+"""Tracking servers that are down, fail or are slow: one warning, and no run is lost."""
 
 import os
 import re
@@ -22,7 +22,7 @@ STEPS = [5, 10, 15, 20, 25, 30]
 
 
 class Gate(BaseHTTPRequestHandler):
-    """Stands before a tracking server, and troubles those who come, from the request on whose path fits `begins`."""
+    """Proxy of a tracking server that fails from the first request whose path has `begins` on."""
 
     protocol_version = "HTTP/1.1"
     target, trouble, begins, fits = "", "none", "", False
@@ -65,7 +65,7 @@ class Gate(BaseHTTPRequestHandler):
 
 @contextmanager
 def tracker(project: Project, backend: str):
-    """The address of a `mlflow server` that keeps its runs in `backend`."""
+    """Run a `mlflow server` with the runs in `backend`; yield its address."""
     port = free_port()
     command = [
         sys.executable,
@@ -169,14 +169,14 @@ def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins)
     assert len(runs(gate.target, seed)) == 1
 
 
-def test_the_page_of_a_server_that_runs_is_only_named(project, mlflow_server):
+def test_ui_prints_the_page_of_a_running_server(project, mlflow_server):
     out = project.run(sys.executable, "-m", "pipeline.tools.ui", MLFLOW_TRACKING_URI=mlflow_server)
     assert out.startswith(f"{mlflow_server}/#/experiments/")
     assert out.count("\n") == 1
 
 
 @pytest.mark.full
-def test_a_server_that_is_away_for_all_stages_gets_one_run(project, gate):
+def test_a_server_down_for_all_stages_gets_one_run(project, gate):
     train_with_seed(project, 6)
     gate.trouble = "away"
     for stage in ("train", "evaluate", "export"):
@@ -209,9 +209,9 @@ def test_a_slow_server_gets_all(project, gate):
 
 @contextmanager
 def postgres(folder: Path):
-    """The address of a PostgreSQL of its own."""
+    """Run a PostgreSQL server; yield its address."""
     port, user = free_port(), {}
-    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+    if os.getuid() == 0:  # PostgreSQL does not run as root
         shutil.chown(folder, "postgres")
         user = {"user": "postgres", "cwd": folder}
     data = folder / "data"
@@ -246,7 +246,7 @@ def _program(name: str) -> str:
 
 
 @pytest.mark.full
-def test_several_write_at_once_to_a_server_on_postgresql(reproduced, tmp_path):
+def test_several_trainings_share_a_postgresql_server(reproduced, tmp_path):
     if not _program("initdb"):
         pytest.skip("needs PostgreSQL: apt install postgresql")
     pytest.importorskip("psycopg", reason="needs psycopg: pip install 'psycopg[binary]'")

@@ -1,4 +1,4 @@
-"""What a user sees who opens `make ui`, in a real browser."""
+"""The pages of `make ui` in a real browser."""
 
 import html
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def page(tried: Project, tmp_path_factory):
-    """A function: what the page at a path of the UI shows, as text."""
+    """Return a function that returns the text of the page at a path of the UI."""
     for experiment in ("HEAD", "faster"):  # one of them is the champion in the end
         tried.start(sys.executable, "-m", "pipeline.tools.promote", experiment).communicate()
     folder = tmp_path_factory.mktemp("browser")
