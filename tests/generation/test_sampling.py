@@ -80,7 +80,7 @@ def test_noise_is_a_function_of_seed_sample_and_position():
             np.testing.assert_array_equal(ahead.rows(position, count), expected)
     for other in ((0, 2, 3), (1, 0, 3), (1, 2, 4)):
         assert np.abs(noise - gumbel_noise(*other, 50)).min() > 0
-    # neighbours in position do not share numbers
+    # neighbors in position do not share numbers
     assert not set(noise[0]) & set(gumbel_noise(1, 2, 4, 50)[0])
 
 
