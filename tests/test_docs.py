@@ -88,14 +88,18 @@ def test_links_resolve():
 
 def test_tree_lists_every_module():
     document = (ROOT / "docs/architecture.md").read_text()
-    listed = re.findall(r"^ +(\w+\.py)", document, re.MULTILINE)
+    listed, parents = [], {-2: ""}  # parents: indentation → folder
+    for indentation, name in re.findall(r"^((?:  )*)(\w+(?:/|\.py))", document, re.MULTILINE):
+        path = parents[len(indentation) - 2] + name
+        parents[len(indentation)] = path
+        listed.append(path)
     modules = [
-        file.name
+        file.relative_to(ROOT).as_posix()
         for package in ("minigpt", "pipeline")
         for file in (ROOT / package).rglob("*.py")
         if file.name != "__init__.py"
     ]
-    assert sorted(listed) == sorted(modules)
+    assert sorted(path for path in listed if path.endswith(".py")) == sorted(modules)
 
 
 def make(project, *targets: str, **env: str):
