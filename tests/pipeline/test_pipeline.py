@@ -245,7 +245,7 @@ def test_dvc_shows_params_metrics_plots(tried, tmp_path):
     project.run("dvc", "plots", "diff")
     page = (project.root / "dvc_plots/index.html").read_text()
     assert "vegaEmbed(" in page
-    assert "Commonest mistakes" in page
+    assert "Most common mistakes" in page
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page)
 
 
