@@ -1,4 +1,4 @@
-"""What several tests share: counts, a small trained model, and a copy of the project to run."""
+"""Fixtures and helpers: a small trained model, copies of the project, and the options of pytest."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# one thread a process: several processes of many threads each would wait for one another
+# one thread per process, since the tests run in several processes
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -33,7 +33,7 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 SENTENCES = ROOT / "data/raw/sentences.txt"
 PARAMS = load_params(ROOT / "params.yaml")
 
-# what was started in the background ignores Ctrl-C, and so would all that it starts
+# background processes of a shell ignore SIGINT, and their children inherit this
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -50,7 +50,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     missing = {"slow": not (full or config.getoption("--all")), "full": not full}
     excluded = {name: [] for name in missing}
     for item in items:
-        if "tried" in getattr(item, "fixturenames", ()):  # this fixture trains three models
+        if "with_experiments" in getattr(
+            item, "fixturenames", ()
+        ):  # this fixture trains three models
             item.add_marker(pytest.mark.slow)
         for name in missing:
             if missing[name] and item.get_closest_marker(name):
@@ -63,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand the counts of a worker process to the process that prints the summary."""
+    """Send the counts of a worker process to the process that prints the summary."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
 
@@ -80,7 +82,7 @@ def pytest_terminal_summary(
     counts = config.stash.get(LEFT_OUT, {})
     reasons = {
         "slow": "slow (run by make test-all)",
-        "full": "of minutes each (run by make test-full)",
+        "full": "taking minutes each (run by make test-full)",
     }
     parts = [f"{counts[name]} {text}" for name, text in reasons.items() if counts.get(name)]
     if parts:
@@ -92,7 +94,7 @@ def full(request) -> bool:
     return request.config.getoption("--full")
 
 
-# each idea beyond the classic architecture alone, and all together
+# switches beyond the classic architecture; tested one at a time and all together
 SWITCHES = [
     {"positional": "rotary"},
     {"qk_norm": True},
@@ -105,8 +107,8 @@ ARCHITECTURES = [
 ]
 
 
-def unlike_at_first(model: MiniGPT) -> MiniGPT:
-    """Noise on every weight, so that nothing that starts at zero or one hides."""
+def randomize(model: MiniGPT) -> MiniGPT:
+    """Add noise to every weight, since biases of 0 and norm weights of 1 would hide errors."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -157,7 +159,7 @@ def tokenizer(sentences) -> CharTokenizer:
 
 @pytest.fixture(scope="session")
 def trained(sentences, tokenizer) -> TorchBackend:
-    """A model that knows the sentences corpus by heart; its context is 64 tokens."""
+    """Train a small model that memorizes the sentences; its context length is 64."""
     ids = torch.tensor([token for text in sentences for token in tokenizer.encode(text)]).numpy()
     torch.manual_seed(0)
     sizes = {"d_model": 64, "num_heads": 4, "num_layers": 2, "d_ff": 256, "max_seq_len": 64}
@@ -201,7 +203,7 @@ class Project:
         for old, new in TINY.items():
             self.edit("params.yaml", old, new)
         (root / "dvc.lock").unlink(missing_ok=True)
-        # of its own: neither the caller's tracking server nor its DVC experiment, nor the make that runs the tests
+        # independent of the caller's tracking server, DVC experiment and make
         foreign = ("MLFLOW_", "DVC_", "MAKE", "MFLAGS")
         self.env = {
             name: value for name, value in os.environ.items() if not name.startswith(foreign)
@@ -234,7 +236,7 @@ class Project:
 
     def start(self, *command: str, output: Any = subprocess.PIPE, **env: str) -> subprocess.Popen:
         environment = {**self.env, **env}
-        # a session of its own, so that a server can be ended with all its workers
+        # a new session, so that a server can be stopped together with its workers
         return subprocess.Popen(
             command,
             cwd=self.root,
@@ -246,7 +248,7 @@ class Project:
         )
 
     def run(self, *command: str, code: int = 0, **env: str) -> str:
-        """Run a command that must exit with `code`; returns what it printed, errors included."""
+        """Run a command that must exit with `code`, and return its stdout and stderr."""
         process = self.start(*command, **env)
         out, err = process.communicate(timeout=600)
         assert process.returncode == code, (
@@ -262,17 +264,17 @@ def free_port() -> str:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What `condition` returns as soon as it is true."""
+    """Wait until `condition` returns a true value, and return this value."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not true after {seconds} seconds"
         time.sleep(0.05)
     return found
 
 
 @contextlib.contextmanager
 def server(project: Project, *command: str, **env: str) -> Iterator[subprocess.Popen]:
-    """A process that serves while the block runs; ended with all its workers."""
+    """Run a server during the block, then stop it together with its workers."""
     process = project.start(*command, output=subprocess.DEVNULL, **env)
     try:
         yield process
@@ -285,8 +287,8 @@ def server(project: Project, *command: str, **env: str) -> Iterator[subprocess.P
             process.wait()
 
 
-def answers(url: str) -> bool:
-    """Whether a server is there and content."""
+def is_up(url: str) -> bool:
+    """Return whether a request to `url` succeeds."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
@@ -294,13 +296,13 @@ def answers(url: str) -> bool:
         return False
 
 
-def states(project: Project) -> list[Path]:
+def checkpoints(project: Project) -> list[Path]:
     return list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
 
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory) -> Project:
-    """A project on which `dvc repro` has run, and whose results are committed; leave it as it is."""
+    """Return a project with committed results of `dvc repro`; tests must not change it."""
     project = Project(tmp_path_factory.mktemp("project"))
     project.run("dvc", "repro")
     project.commit()
@@ -308,9 +310,9 @@ def reproduced(tmp_path_factory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def tried(reproduced, tmp_path_factory) -> Project:
-    """A project with the runs of three models, two of them DVC's experiments "faster" and "apart"."""
-    project = reproduced.copy(tmp_path_factory.mktemp("tried") / "project")
+def with_experiments(reproduced, tmp_path_factory) -> Project:
+    """Return a project with three runs, two of them DVC experiments: "faster" and "apart"."""
+    project = reproduced.copy(tmp_path_factory.mktemp("with_experiments") / "project")
     project.run(sys.executable, "-m", "pipeline.tools.sync")
     project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
@@ -319,5 +321,5 @@ def tried(reproduced, tmp_path_factory) -> Project:
 
 @pytest.fixture
 def project(reproduced, tmp_path) -> Project:
-    """A copy of `reproduced` to change; its tracking store is empty."""
+    """Return a copy of `reproduced` that tests may change; its tracking store is empty."""
     return reproduced.copy(tmp_path / "project")

@@ -1,4 +1,4 @@
-"""Find the project files and packages that a script reaches by import, without running it."""
+"""Find the project files that a script imports, directly or not, without running it."""
 
 import ast
 from collections.abc import Iterator
@@ -6,19 +6,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("minigpt", "pipeline")
-# tracking observes and cannot change an out, so no stage depends on it or on what only it reaches
+# tracking affects no output, so no stage depends on it or on files that only tracking imports
 OBSERVER = Path("pipeline/tracking")
 
 
 def imports(file: Path) -> set[str]:
-    """Return the names of all modules that `file` imports, `if TYPE_CHECKING:` left out."""
+    """Return the names of the modules that `file` imports, except under `if TYPE_CHECKING:`."""
     names = set()
     for node in _executed(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            # `from a import b`: b may be a module or a name in a
+            # `from a import b`: b can be a module or a name in a
             names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
@@ -45,7 +45,7 @@ def module_files(name: str, root: Path = ROOT) -> set[Path]:
 
 
 def reached(script: Path, root: Path = ROOT) -> set[Path]:
-    """Return `script` and all project files that it reaches by import, relative to `root`."""
+    """Return `script` and the project files that it imports, directly or not."""
     found: set[Path] = set()
     queue = {script, script.parent / "__init__.py"}
     while queue:
@@ -58,10 +58,10 @@ def reached(script: Path, root: Path = ROOT) -> set[Path]:
 
 
 def reached_packages(stage: str, root: Path = ROOT) -> set[Path]:
-    """Return what a stage has to list in its deps: the packages that it reaches, and its script."""
+    """Return the deps that a stage has to list: its script, and the packages that it imports."""
     script = Path(f"pipeline/{stage}.py")
     folders = {file.parent for file in reached(script, root)}
-    return {script, *folders} - set(map(Path, PACKAGES))  # those hold docstrings only
+    return {script, *folders} - set(map(Path, PACKAGES))  # these have docstrings only
 
 
 if __name__ == "__main__":

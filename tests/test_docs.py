@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
-# commands that CI or another test runs
+# commands of the README that CI or another test runs
 ELSEWHERE = {
     "git clone <this repository> minigpt && cd minigpt": "CI starts from a clone",
     "source .venv/bin/activate": "CI and the tests put .venv/bin first on PATH",
@@ -29,11 +29,14 @@ def blocks(language: str) -> list[str]:
 
 def test_readme_is_short():
     assert README.count("\n") < 150
-    assert README.index("```text") < README.index("## ")  # a generated sample comes first
+
+
+def test_readme_starts_with_generated_text():
+    assert README.index("```text") < README.index("## ")
 
 
 def test_commands_of_readme_work(project):
-    # all in one project, in the order of the text
+    # in one project, in the order of the README
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) > 5
     for command in commands:
@@ -103,7 +106,7 @@ def test_tree_lists_every_module():
 
 
 def make(project, *targets: str, **env: str):
-    """Start make with the environment of the tests in place of .venv."""
+    """Start make with the environment of the tests instead of a new .venv."""
     (project.root / ".venv").symlink_to(Path(sys.prefix))
     return project.start("make", "--assume-old=.venv/.ready", *targets, **env)
 
@@ -132,7 +135,7 @@ def test_make_ui_shows_the_charts(project):
             except OSError:
                 time.sleep(0.5)
         else:
-            pytest.fail("the page did not appear within a minute")
+            pytest.fail("no page within a minute")
         assert "<title>MLflow</title>" in page
     finally:
         os.killpg(process.pid, signal.SIGINT)

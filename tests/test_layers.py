@@ -1,4 +1,4 @@
-"""Who may import whom, and dvc.yaml against what the code reads."""
+"""The import rules of docs/architecture.md hold, and dvc.yaml agrees with the code."""
 
 import ast
 import hashlib
@@ -22,7 +22,7 @@ FILES = sorted(
     file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
 )
 
-# the packages of minigpt, from the bottom; packages on one level do not import each other
+# the packages of minigpt, lowest first; packages on one level do not import each other
 LEVELS = [
     {"common"},
     {"tokenizer"},
@@ -42,7 +42,7 @@ def level(file: Path) -> int:
 @pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] == "minigpt"], ids=str)
 def test_minigpt_imports_go_one_way(file):
     names = imports(ROOT / file)
-    if file == Path("minigpt/cli/models.py"):  # where it resolves models:/ and runs:/
+    if file == Path("minigpt/cli/models.py"):  # which resolves models:/ and runs:/
         names -= {"mlflow.artifacts"}
     assert not [name for name in names if name.split(".")[0] in ("mlflow", "dvc", "pipeline")]
     for name in names:
@@ -51,13 +51,13 @@ def test_minigpt_imports_go_one_way(file):
             assert same or level(other) < level(file), f"{file} imports {other}"
 
 
-def test_only_the_tracking_files_know_mlflow():
-    knowing = [
+def test_only_tracking_imports_mlflow():
+    importing = [
         str(file)
         for file in FILES
         if any(name.split(".")[0] == "mlflow" for name in imports(ROOT / file))
     ]
-    assert knowing == [
+    assert importing == [
         "minigpt/cli/models.py",
         "pipeline/tracking/onnx_model.py",
         "pipeline/tracking/store.py",
@@ -74,7 +74,7 @@ def test_model_py_touches_no_file_tokenizer_or_sampling():
     assert {Path(file).stem for file in ours} == {"__init__", "config", "kernels", "variants"}
 
 
-def test_nothing_unpickles():
+def test_no_code_unpickles():
     unsafe = re.compile(
         r"import pickle|joblib|(?<!safetensors\.)torch\.(load|save)\(|allow_pickle=True|read_pickle"
     )
@@ -82,15 +82,17 @@ def test_nothing_unpickles():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_deps_of_a_stage_are_the_packages_that_it_reaches(stage):
+def test_deps_of_a_stage_are_the_packages_it_imports(stage):
     listed = [dep for dep in DVC["stages"][stage]["deps"] if dep.startswith(PACKAGES)]
     assert listed == sorted(listed)
     assert set(map(Path, listed)) == reached_packages(stage)
 
 
 def keys_read(stage: str, root: Path = ROOT) -> set[str]:
-    """The keys of params.yaml that a stage's code reads, as section.key: by `params.section.key`, or by
-    `config.key` where the section is handed on under that name."""
+    """Return the keys of params.yaml that the code of a stage reads, as section.key.
+
+    The code reads a key as `params.section.key`, or as `config.key`, if it passes on the section.
+    """
     trees = {
         file: ast.parse((root / file).read_text())
         for file in reached(Path(f"pipeline/{stage}.py"), root)
@@ -104,7 +106,7 @@ def keys_read(stage: str, root: Path = ROOT) -> set[str]:
     }
     names = {".".join(pair) for pair in attributes}
     sections = {name for owner, name in attributes if owner in ("params", "load_params()")}
-    sections -= {"runtime"}  # its keys change no output
+    sections -= {"runtime"}  # its keys affect no output
     keys = set()
     for section in sections:
         fields = Params.model_fields[section].annotation.model_fields
@@ -134,7 +136,7 @@ def test_params_of_a_stage_are_what_it_reads(stage):
         ("export", "pipeline/export.py", "config.tolerance"),
     ],
 )
-def test_a_key_that_nobody_reads_is_noticed(tmp_path, stage, file, read):
+def test_keys_read_detects_an_unread_key(tmp_path, stage, file, read):
     copy(tmp_path)
     text = (tmp_path / file).read_text()
     assert read in text
@@ -149,14 +151,13 @@ def copy(folder: Path) -> None:
         shutil.copytree(ROOT / package, folder / package)
 
 
-def test_every_section_of_params_has_a_stage():
+def test_a_stage_lists_every_section_of_params():
     assert set(Params.model_fields) - {"runtime"} == {
         section for stage in DVC["stages"].values() for section in stage["params"]
     }
 
 
-def test_an_import_inside_a_function_is_a_dependency(tmp_path):
-    """The test of the test: one line in one function, and the deps are no longer exact."""
+def test_imports_inside_functions_are_deps(tmp_path):
     copy(tmp_path)
     optim = tmp_path / "minigpt/training/optim.py"
     late = "\n\ndef late():\n    from minigpt.generation import sampling\n    return sampling\n"
@@ -165,8 +166,8 @@ def test_an_import_inside_a_function_is_a_dependency(tmp_path):
     assert more == {Path("minigpt/generation")}
 
 
-def test_the_committed_lock_is_of_the_code_that_is_here():
-    """Otherwise reports/ would show the figures of another project; `dvc repro` brings them together."""
+def test_committed_lock_matches_the_code():
+    # If this fails, reports/ does not match the code: run `dvc repro` and commit.
     lock = YAML(typ="safe", pure=True).load(ROOT / "dvc.lock")["stages"]
     assert list(lock) == STAGES
     for stage in STAGES:
@@ -188,7 +189,7 @@ def dvc_md5(path: Path) -> str:
 
 
 def loaded_after(code: str) -> set[str]:
-    """The top-level modules that a fresh Python has loaded after `code`."""
+    """Return the top-level modules that a new Python process has loaded after `code`."""
     code += "\nimport sys; print('\\n'.join(sys.modules))"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -196,7 +197,10 @@ def loaded_after(code: str) -> set[str]:
     return {name.split(".")[0] for name in out.splitlines()}
 
 
-def test_the_light_stages_load_neither_mlflow_nor_torch():
+def test_data_stages_load_neither_mlflow_nor_torch():
     loaded = loaded_after("import pipeline.build_vocab, pipeline.prepare")
     assert not loaded & {"mlflow", "torch", "onnxruntime"}
+
+
+def test_importing_a_stage_does_not_load_mlflow():
     assert "mlflow" not in loaded_after("import pipeline.train, pipeline.evaluate, pipeline.export")

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, model_metadata, train_config, unlike_at_first
+from conftest import ARCHITECTURES, build_model, model_metadata, randomize, train_config
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Document
@@ -50,7 +50,7 @@ def test_logits_agree_at_every_length(trained, exported):
 def test_every_architecture_generates_the_same_text(tokenizer, tmp_path, switches):
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 16}
-    model = unlike_at_first(build_model(**sizes, **switches))
+    model = randomize(build_model(**sizes, **switches))
     torch_backend = TorchBackend(model, tokenizer)
     path = tmp_path / "model.onnx"
     path.write_bytes(to_onnx(model, model_metadata(model, tokenizer)))

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import build_model, unlike_at_first
+from conftest import build_model, randomize
 from onnx import TensorProto, helper
 from torch import nn
 
@@ -42,7 +42,7 @@ def tensor(*shape: int) -> torch.Tensor:
 def model(**switches) -> MiniGPT:
     torch.manual_seed(0)
     sizes = {"d_model": 24, "num_heads": 2, "num_layers": 2, "d_ff": 40, "max_seq_len": 16}
-    return unlike_at_first(build_model(30, **{**sizes, **switches}))
+    return randomize(build_model(30, **{**sizes, **switches}))
 
 
 @pytest.mark.parametrize("bias", [True, False])

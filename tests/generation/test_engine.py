@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, model_metadata, unlike_at_first
+from conftest import ARCHITECTURES, build_model, model_metadata, randomize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,13 +43,13 @@ def untrained(request, tokenizer) -> TorchBackend:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
     model = build_model(tokenizer.vocab_size, **sizes, **request.param)
-    return TorchBackend(unlike_at_first(model).eval(), tokenizer)
+    return TorchBackend(randomize(model).eval(), tokenizer)
 
 
 @pytest.mark.parametrize("switches", ARCHITECTURES, ids=str)
 def test_a_loaded_model_computes_the_same(switches, tokenizer, tmp_path):
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
-    model = unlike_at_first(build_model(**sizes, **switches))
+    model = randomize(build_model(**sizes, **switches))
     path = tmp_path / "model.safetensors"
     save(path, model.state_dict(), model_metadata(model, tokenizer))
     loaded = TorchBackend.load(path)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, unlike_at_first
+from conftest import ARCHITECTURES, build_model, randomize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ SIZES = {"d_model": 24, "num_heads": 3, "num_layers": 2, "d_ff": 48, "max_seq_le
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=str)
 def model(request) -> MiniGPT:
     torch.manual_seed(0)
-    return unlike_at_first(build_model(V, **SIZES, **request.param))
+    return randomize(build_model(V, **SIZES, **request.param))
 
 
 @pytest.fixture(scope="module")

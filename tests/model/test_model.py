@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, build_model, model_config, unlike_at_first
+from conftest import ARCHITECTURES, build_model, model_config, randomize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ SIZES = {"d_model": 24, "num_heads": 3, "num_layers": 2, "d_ff": 48, "max_seq_le
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=str)
 def model(request) -> MiniGPT:
     torch.manual_seed(0)
-    return unlike_at_first(build_model(V, **SIZES, **request.param))
+    return randomize(build_model(V, **SIZES, **request.param))
 
 
 @pytest.fixture(scope="module")

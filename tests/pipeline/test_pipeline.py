@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tokenizers
-from conftest import ROOT, Project, states, wait_for
+from conftest import ROOT, Project, checkpoints, wait_for
 
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.torch_backend import TorchBackend
@@ -217,15 +217,15 @@ def test_sync_restores_the_run_of_the_current_model(project):
     assert again.info.end_time == run.info.end_time
 
 
-def test_runs_are_named_by_what_differs(tried):
-    restored, faster, apart = runs(tried)
+def test_runs_are_named_by_what_differs(with_experiments):
+    restored, faster, apart = runs(with_experiments)
     assert restored.info.run_name == "defaults"
     assert faster.info.run_name == "learning_rate=0.01"
     assert faster.data.tags["dvc_experiment"] == "faster"
     assert (
         faster.data.tags["dvc_baseline"]
         == faster.data.tags["git_commit"]
-        == tried.run("git", "rev-parse", "HEAD").strip()
+        == with_experiments.run("git", "rev-parse", "HEAD").strip()
     )
     assert faster.data.params["train.learning_rate"] == "0.01"
     # a temporary workspace uses its own code and the main repository's store
@@ -234,8 +234,8 @@ def test_runs_are_named_by_what_differs(tried):
     assert {"train/loss", "evaluation/loss", "export/bytes"} <= set(apart.data.metrics)
 
 
-def test_dvc_shows_params_metrics_plots(tried, tmp_path):
-    project = tried.copy(tmp_path / "project")
+def test_dvc_shows_params_metrics_plots(with_experiments, tmp_path):
+    project = with_experiments.copy(tmp_path / "project")
     project.run("dvc", "exp", "apply", "faster")
     assert "learning_rate" in project.run("dvc", "params", "diff")
     assert "loss" in project.run("dvc", "metrics", "diff")
@@ -249,20 +249,23 @@ def test_dvc_shows_params_metrics_plots(tried, tmp_path):
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page)
 
 
-def test_going_back_to_a_model_goes_back_to_its_run(tried):
-    tried.run("git", "restore", ".")
-    tried.run("dvc", "checkout")
-    tried.run("dvc", "repro", "--force", "--single-item", "evaluate")
-    first, *others = runs(tried)
+def test_going_back_to_a_model_goes_back_to_its_run(with_experiments):
+    with_experiments.run("git", "restore", ".")
+    with_experiments.run("dvc", "checkout")
+    with_experiments.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    first, *others = runs(with_experiments)
     assert len(others) == 2
     assert all(first.info.end_time > other.info.end_time for other in others)
-    model = (tried.root / "models/minigpt.safetensors").read_bytes()
-    assert hashlib.sha256(model).hexdigest() in (tried.root / "reports/model_card.md").read_text()
+    model = (with_experiments.root / "models/minigpt.safetensors").read_bytes()
+    assert (
+        hashlib.sha256(model).hexdigest()
+        in (with_experiments.root / "reports/model_card.md").read_text()
+    )
 
 
 @pytest.mark.slow
-def test_sync_restores_a_lost_store_from_git(tried, tmp_path):
-    project = tried.copy(tmp_path / "project")
+def test_sync_restores_a_lost_store_from_git(with_experiments, tmp_path):
+    project = with_experiments.copy(tmp_path / "project")
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
     out = project.run(sys.executable, "-m", "pipeline.tools.sync")
@@ -270,7 +273,7 @@ def test_sync_restores_a_lost_store_from_git(tried, tmp_path):
     client, _ = store(project)
     name = lambda run: run.info.run_name  # noqa: E731
     for before, after in zip(
-        sorted(runs(tried), key=name), sorted(runs(project), key=name), strict=True
+        sorted(runs(with_experiments), key=name), sorted(runs(project), key=name), strict=True
     ):
         assert after.info.run_name == before.info.run_name
         for tag in ("model_md5", "dvc_experiment", "dvc_baseline", "validation_tokens"):
@@ -301,8 +304,8 @@ def test_sync_restores_a_lost_store_from_git(tried, tmp_path):
 
 
 @pytest.mark.full
-def test_a_lost_exported_model_is_made_again(tried, tmp_path):
-    project = tried.copy(tmp_path / "project")
+def test_a_lost_exported_model_is_made_again(with_experiments, tmp_path):
+    project = with_experiments.copy(tmp_path / "project")
     project.run("git", "restore", ".")
     project.run("dvc", "checkout")
     shutil.rmtree(project.root / ".dvc/cache/files")
@@ -475,7 +478,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(project, number, tmp_path):
 
     (project.root / "models/minigpt.safetensors").unlink()
     process = project.start(sys.executable, "-m", "pipeline.train")
-    wait_for(lambda: states(project) or process.poll() is not None)
+    wait_for(lambda: checkpoints(project) or process.poll() is not None)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), err
@@ -489,7 +492,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(project, number, tmp_path):
     )
     assert re.search(r"resuming at step \d+ of an interrupted training", out)
     assert (project.root / "models/minigpt.safetensors").read_bytes() == expected
-    assert not states(project)
+    assert not checkpoints(project)
     client, _ = store(project)
     _, second = runs(project)  # the interrupted run went on, no third one was made
     assert second.info.status == "FINISHED"
@@ -548,7 +551,7 @@ def test_an_interrupted_training_is_uploaded_later(project):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 6000")
     (project.root / "mlruns").write_text("where the folder should be")
     process = project.start(sys.executable, "-m", "pipeline.train")
-    wait_for(lambda: states(project) or process.poll() is not None)
+    wait_for(lambda: checkpoints(project) or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143

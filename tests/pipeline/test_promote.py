@@ -1,4 +1,4 @@
-"""From a run to the model that answers: promotion, the command line, and MLflow's own server."""
+"""Promotion, and the promoted model on the command line and on MLflow's server."""
 
 import json
 import sys
@@ -6,19 +6,19 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import Project, answers, free_port, server, wait_for
+from conftest import Project, free_port, is_up, server, wait_for
 from mlflow import MlflowClient
 
 
 @pytest.fixture(scope="module")
-def promoted(tried: Project) -> Project:
+def promoted(with_experiments: Project) -> Project:
     """A project whose default model is the champion."""
-    tried.run("git", "restore", ".")
-    tried.run("dvc", "checkout")
-    assert "minigpt version 1 is the champion" in tried.run(
+    with_experiments.run("git", "restore", ".")
+    with_experiments.run("dvc", "checkout")
+    assert "minigpt version 1 is the champion" in with_experiments.run(
         sys.executable, "-m", "pipeline.tools.promote"
     )
-    return tried
+    return with_experiments
 
 
 def champion(project: Project):
@@ -84,7 +84,7 @@ def test_mlflow_serves_the_champion(promoted):
     ]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", port]
     with server(promoted, *command, MLFLOW_TRACKING_URI=uri):
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"))
+        wait_for(lambda: is_up(f"http://127.0.0.1:{port}/ping"))
         body = {
             "inputs": {"text": ["The ", "A"]},
             "params": {"max_new_tokens": 9, "seed": 3, "top_p": 0.9},

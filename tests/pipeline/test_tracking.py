@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Project, answers, free_port, server, wait_for
+from conftest import Project, free_port, is_up, server, wait_for
 from mlflow import MlflowClient
 
 STEPS = [5, 10, 15, 20, 25, 30]
@@ -86,7 +86,7 @@ def tracker(project: Project, backend: str):
         str(project.root / "server-artifacts"),
     ]
     with server(project, *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        wait_for(lambda: is_up(f"http://127.0.0.1:{port}/health"))
         yield f"http://127.0.0.1:{port}"
 
 

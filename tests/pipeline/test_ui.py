@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Project, answers, free_port, server, wait_for
+from conftest import Project, free_port, is_up, server, wait_for
 from mlflow import MlflowClient
 
 CHROMIUM = next(
@@ -20,10 +20,12 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def page(tried: Project, tmp_path_factory):
+def page(with_experiments: Project, tmp_path_factory):
     """Return a function that returns the text of the page at a path of the UI."""
     for experiment in ("HEAD", "faster"):  # one of them is the champion in the end
-        tried.start(sys.executable, "-m", "pipeline.tools.promote", experiment).communicate()
+        with_experiments.start(
+            sys.executable, "-m", "pipeline.tools.promote", experiment
+        ).communicate()
     folder = tmp_path_factory.mktemp("browser")
     port = free_port()
 
@@ -43,13 +45,13 @@ def page(tried: Project, tmp_path_factory):
         dom = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", dom, flags=re.DOTALL)
         return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", dom)).split())
 
-    with server(tried, sys.executable, "-m", "pipeline.tools.ui", PORT=port):
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+    with server(with_experiments, sys.executable, "-m", "pipeline.tools.ui", PORT=port):
+        wait_for(lambda: is_up(f"http://127.0.0.1:{port}/health"))
         yield visible
 
 
-def client(tried: Project) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{tried.root}/mlruns/mlflow.db")
+def client(with_experiments: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{with_experiments.root}/mlruns/mlflow.db")
 
 
 def test_the_charts_compare_the_runs(page):
@@ -71,8 +73,8 @@ def test_the_list_names_the_runs_and_their_models(page):
         assert words in text
 
 
-def test_a_run_shows_its_card_and_files(page, tried):
-    run = client(tried).search_runs(["1"], "tags.dvc_experiment = 'faster'")[0]
+def test_a_run_shows_its_card_and_files(page, with_experiments):
+    run = client(with_experiments).search_runs(["1"], "tags.dvc_experiment = 'faster'")[0]
     text = page(f"#/experiments/1/runs/{run.info.run_id}")
     for words in (
         "learning_rate=0.01",

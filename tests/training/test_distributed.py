@@ -5,7 +5,7 @@ import sys
 import pandas as pd
 import psutil
 import pytest
-from conftest import Project, states, wait_for
+from conftest import Project, checkpoints, wait_for
 from test_pipeline import runs
 
 TRAIN = (sys.executable, "-m", "pipeline.train")
@@ -55,7 +55,7 @@ def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
     two.run(*TRAIN)
     expected = (two.root / "models/minigpt.safetensors").read_bytes()
     process = two.start(*TRAIN)
-    wait_for(lambda: states(two))
+    wait_for(lambda: checkpoints(two))
     workers(process.pid)[1].kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -64,8 +64,8 @@ def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
     )
     assert "Traceback" not in err
 
-    process, before = two.start(*TRAIN), set(states(two))
-    wait_for(lambda: set(states(two)) - before)
+    process, before = two.start(*TRAIN), set(checkpoints(two))
+    wait_for(lambda: set(checkpoints(two)) - before)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import Project, states, wait_for
+from conftest import Project, checkpoints, wait_for
 from filelock import FileLock
 
 from minigpt.common.config import RuntimeConfig
@@ -18,7 +18,7 @@ MODEL = "models/minigpt.safetensors"
 
 
 def steps_saved(project: Project) -> int:
-    return max((int(file.stem.removeprefix("step-")) for file in states(project)), default=0)
+    return max((int(file.stem.removeprefix("step-")) for file in checkpoints(project)), default=0)
 
 
 @pytest.mark.slow
@@ -68,10 +68,10 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_traini
     project.run(*TRAIN)
     expected = (project.root / MODEL).read_bytes()
     process = project.start(*TRAIN)
-    wait_for(lambda: len(states(project)) == 2)
+    wait_for(lambda: len(checkpoints(project)) == 2)
     process.terminate()
     process.communicate()
-    newest, before = sorted(states(project), reverse=True)
+    newest, before = sorted(checkpoints(project), reverse=True)
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
