@@ -1,78 +1,91 @@
-"""How fast a model writes on this machine."""
+"""minigpt-cli bench: measure how fast models generate text."""
 
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from minigpt.generation.backend import Backend
-from minigpt.generation.engine import Text, write
-from minigpt.generation.sampling import Sampling
+import typer
+
+from minigpt.cli.models import DEFAULT_MODELS, BackendName, load_backend
+from minigpt.cli.options import JsonOption
+from minigpt.cli.output import print_table
+from minigpt.common.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt.data.ngram_table import Draft
+    from minigpt.generation.backend import Backend
+    from minigpt.generation.engine import Text
+
+
+def bench(
+    models: Annotated[
+        list[Path] | None, typer.Argument(help="Model files. Default: those in models/.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of each text, in tokens.")] = 200,
+    rounds: Annotated[int, typer.Option(help="Number of measurements of each case.")] = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how fast models generate text.
+
+    Each model generates one text alone, once more with speculative decoding if its file has a
+    draft table, and 16 texts together. The cases alternate, and the median of all rounds counts.
+
+    The columns tokens_per_pass (tokens per forward pass) and acceptance_rate (share of draft tokens
+    that the model accepted) show the benefit of the draft table.
+    """
+    if rounds < 1:
+        raise UserError(f"rounds: must be 1 or more, but it is {rounds}")
+    existing = [path for path in DEFAULT_MODELS.values() if path.exists()]
+    cases = []
+    for path in models or existing or [DEFAULT_MODELS[BackendName.onnx]]:
+        backend = load_backend(None, path)
+        cases.append(Case(path, backend, 1, None))
+        if backend.draft:
+            cases.append(Case(path, backend, 1, backend.draft))
+        cases.append(Case(path, backend, 16, None))
+    for seed in range(rounds + 1):
+        for case in cases:
+            case.run(max_new_tokens, seed)
+    print_table([case.figures() for case in cases], as_json)
 
 
 @dataclass
-class Way:
-    """One way of writing: `count` texts, one alone with guesses or without; and how it went, by round."""
+class Case:
+    """A number of texts to generate with one model, with or without draft tokens."""
 
-    backend: Backend
-    count: int = 1
-    guess: bool = True
-    speeds: list[float] = field(default_factory=list)  # tokens a second
-    texts: list[Text] = field(default_factory=list)
+    path: Path
+    backend: "Backend"
+    count: int
+    draft: "Draft | None"
+    speeds: list[float] = field(default_factory=list)  # tokens per second, one of each round
+    texts: "list[Text]" = field(default_factory=list)
 
     def run(self, max_new_tokens: int, seed: int) -> None:
+        from minigpt.generation.engine import Text, write
+        from minigpt.generation.sampling import Sampling
+
         texts = [
             Text(self.backend.tokenizer, "", sample, max_new_tokens) for sample in range(self.count)
         ]
-        draft = self.backend.draft
-        if not self.guess:
-            self.backend.draft = None
+        self.backend.draft = self.draft
         start = time.perf_counter()
         for _ in write(self.backend, texts, Sampling(ignore_eos=True, seed=seed)):
             pass
         self.speeds.append(self.count * max_new_tokens / (time.perf_counter() - start))
         self.texts += texts
-        self.backend.draft = draft
 
     def figures(self) -> dict[str, Any]:
-        """`tokens_per_run` of the model, and `guesses_right`, the share of them; None where none were made."""
-        guessed = sum(text.guessed for text in self.texts)
-        written, runs = (
-            sum(len(text.written) for text in self.texts),
-            sum(text.runs for text in self.texts),
-        )
+        """Return the row of the table; the speed of the first round, a warm-up, is left out."""
+        generated = sum(len(text.written) for text in self.texts)
+        drafted = sum(text.guessed for text in self.texts)
+        accepted = sum(text.right for text in self.texts)
         return {
+            "model": str(self.path),
             "texts": self.count,
-            "guesses": self.count == 1 and self.guess and self.backend.draft is not None,
-            "tokens_per_second": round(statistics.median(self.speeds)),
-            "tokens_per_run": round(written / runs, 3),
-            "guesses_right": round(sum(text.right for text in self.texts) / guessed, 3)
-            if guessed
-            else None,
+            "drafting": self.draft is not None,
+            "tokens_per_second": round(statistics.median(self.speeds[1:])),
+            "tokens_per_pass": round(generated / sum(text.runs for text in self.texts), 3),
+            "acceptance_rate": round(accepted / drafted, 3) if drafted else None,
         }
-
-
-def measure(
-    backends: dict[str, Backend], max_new_tokens: int = 200, rounds: int = 7
-) -> list[dict[str, Any]]:
-    """A text alone, without guesses and with them where the model has a table, and 16 texts.
-
-    All ways write in turn, once to warm up and then in each of `rounds`, which have a seed each; the speed
-    is the median of the rounds.
-    """
-    ways = [
-        (name, way)
-        for name, backend in backends.items()
-        for way in (
-            Way(backend, guess=False),
-            *([Way(backend)] if backend.draft else []),
-            Way(backend, count=16),
-        )
-    ]
-    for _, way in ways:
-        way.run(max_new_tokens, seed=0)
-        way.speeds, way.texts = [], []
-    for seed in range(rounds):
-        for _, way in ways:
-            way.run(max_new_tokens, seed)
-    return [{"model": name, **way.figures()} for name, way in ways]

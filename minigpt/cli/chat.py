@@ -1,41 +1,95 @@
-"""A text written in turns: you write a piece, the model goes on.
+"""minigpt-cli chat: write a text in turns with the model.
 
-The model has read texts, not conversations, so there is one text, to which both add.
+The model has learned from texts, not from dialogues. A session is therefore one text, which the
+user and the model extend in turn.
 """
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import typer
 
+from minigpt.cli.models import load_backend
+from minigpt.cli.options import (
+    BackendOption,
+    MaxNewTokensOption,
+    MinPOption,
+    ModelOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
-from minigpt.generation.backend import Backend
-from minigpt.generation.engine import Text, write
-from minigpt.generation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from minigpt.generation.backend import Backend
 
 HELP = """\
-What you type is added to the text, and the model goes on. An empty line lets it go on as it is.
-When the model has ended a text, the next line begins a new one.
+Type text to append it; the model continues. An empty line continues without new text.
+After the end of a text, the next line starts a new one.
 
-/regenerate          write the last piece again, differently
-/set NAME VALUE      change a setting, as in /set temperature 0.5; /set alone shows all
-/seed NUMBER         the same as /set seed NUMBER
-/new                 begin a new text
+/regenerate          replace the last continuation by another one
+/set NAME VALUE      change a setting, such as /set temperature 0.5; /set alone lists all
+/seed NUMBER         same as /set seed NUMBER
+/new                 start a new text
 /text                show the whole text
-/help                show this
-/quit                end; Ctrl-D does too. Ctrl-C stops the model"""
+/help                show this help
+/quit                quit, as does Ctrl-D; Ctrl-C interrupts the model"""
+
+
+def chat(
+    backend_name: BackendOption = None,
+    model: ModelOption = None,
+    max_new_tokens: MaxNewTokensOption = 200,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    seed: SeedOption = 0,
+) -> None:
+    r"""Write a text in turns with the model.
+
+    Type the beginning of a text, and the model continues it. Type /help for commands.
+
+    For example:
+
+        minigpt-cli chat --temperature 0.6
+
+        printf "Once upon a time\n/regenerate\n" | minigpt-cli chat
+    """
+    session = Chat(
+        load_backend(backend_name, model),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    try:
+        for line in _lines():
+            session.handle(line)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 class Chat:
-    """The state of a session: the text so far, and how to go on."""
+    """A session: the text so far, and the settings for its continuation."""
 
-    def __init__(self, backend: Backend, sampling: Sampling, max_new_tokens: int):
-        self.backend, self.sampling = backend, sampling
-        self.limit(max_new_tokens)
+    def __init__(self, backend: "Backend", **settings: Any):
+        """Start a session with `max_new_tokens` and the attributes of `Sampling` as settings."""
+        from rich.console import Console
+
+        self.backend = backend
+        self.configure(**settings)
         self.console = Console(highlight=False)
         self.before = ""  # the text before the last continuation
         self.text = ""
@@ -44,78 +98,76 @@ class Chat:
             "/regenerate": self.regenerate,
             "/set": self.set,
             "/seed": lambda words: self.set(["seed", *words]),
-            "/new": lambda words: self.begin(),
-            "/text": lambda words: self.show(self.text),
-            "/help": lambda words: self.say(HELP),
+            "/new": self.reset,
+            "/text": lambda words: print(visible(self.text)),
+            "/help": lambda words: self.comment(HELP),
         }
 
-    def run(self) -> None:
-        for line in _lines():
-            try:
-                self.answer(line)
-            except UserError as error:
-                self.say(str(error))
+    def configure(self, max_new_tokens: int, **sampling: Any) -> None:
+        """Change the settings.
 
-    def answer(self, line: str) -> None:
-        """Do what a line says, or go on from it."""
-        if not line.startswith("/"):
-            self.go_on(self.text + line)
-            return
-        name, *words = line.split()
-        if name not in self.commands:
-            raise UserError(f"{name}: no such command; /help lists them")
-        self.commands[name](words)
+        Raises:
+            UserError: A value is out of range.
+        """
+        from minigpt.generation.engine import Text
+        from minigpt.generation.sampling import Sampling
 
-    def go_on(self, text: str, sample: int = 0) -> None:
-        self.before, self.sample = text, sample
-        writing = Text(self.backend.tokenizer, text, sample, self.max_new_tokens)
+        Text(self.backend.tokenizer, "", max_new_tokens=max_new_tokens)  # checks the range
+        self.sampling = Sampling(**sampling)
+        self.max_new_tokens = max_new_tokens
+
+    def handle(self, line: str) -> None:
+        """Run the command in a line, or append the line to the text and continue."""
         try:
-            for _, piece in write(self.backend, [writing], self.sampling):
-                self.show(piece, end="")
-        except KeyboardInterrupt:
-            writing.stopped = "stop"
-        self.show("")
-        self.text = "" if writing.stopped == "eos" else text + writing.text
-        if writing.stopped == "eos":
-            self.say("(the end)")
+            if not line.startswith("/"):
+                self.generate(self.text + line)
+                return
+            name, *words = line.split()
+            if name not in self.commands:
+                raise UserError(f"{name}: no such command; /help lists them")
+            self.commands[name](words)
+        except UserError as error:
+            self.comment(str(error))
+
+    def generate(self, prompt: str, sample: int = 0) -> None:
+        from minigpt.generation.engine import Text, write
+
+        self.before, self.sample = prompt, sample
+        text = Text(self.backend.tokenizer, prompt, sample, self.max_new_tokens)
+        with contextlib.suppress(KeyboardInterrupt):
+            for _, new_text in write(self.backend, [text], self.sampling):
+                print(visible(new_text), end="", flush=True)
+        print(flush=True)
+        self.text = prompt + text.text
+        if text.stopped == "eos":
+            self.text = ""
+            self.comment("(the end)")
 
     def regenerate(self, words: list[str]) -> None:
         if not self.sample and not self.before and not self.text:
-            raise UserError("/regenerate: nothing has been written yet")
-        self.go_on(self.before, self.sample + 1)
+            raise UserError("/regenerate: nothing to replace yet; type a text first")
+        self.generate(self.before, self.sample + 1)
 
-    def begin(self) -> None:
+    def reset(self, words: list[str]) -> None:
         self.before = self.text = ""
 
     def set(self, words: list[str]) -> None:
         settings = {**asdict(self.sampling), "max_new_tokens": self.max_new_tokens}
         if not words:
-            self.say("\n".join(f"{name} {value}" for name, value in settings.items()))
+            self.comment("\n".join(f"{name} {value}" for name, value in settings.items()))
             return
         name, *values = words
         if name not in settings or len(values) != 1:
-            raise UserError(f"/set: takes one of {', '.join(settings)}, and a value")
-        value = _parse(name, values[0], type(settings[name]))
-        if name == "max_new_tokens":
-            self.limit(value)
-        else:
-            self.sampling = replace(self.sampling, **{name: value})
+            raise UserError(f"/set: needs one of {', '.join(settings)}, and a value")
+        self.configure(**{**settings, name: _parse(name, values[0], type(settings[name]))})
 
-    def limit(self, max_new_tokens: int) -> None:
-        Text(
-            self.backend.tokenizer, "", max_new_tokens=max_new_tokens
-        )  # refuses what is out of range
-        self.max_new_tokens = max_new_tokens
-
-    def show(self, text: str, end: str = "\n") -> None:
-        print(visible(text), end=end, flush=True)
-
-    def say(self, text: str) -> None:
+    def comment(self, text: str) -> None:
+        """Print `text` so that it differs from generated text."""
         self.console.out(text, style="dim", highlight=False)
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
-    """`text` as a value of `kind`: bool, int or float."""
+    """Convert `text` to `kind`: bool, int or float."""
     try:
         return {"true": True, "false": False}[text] if kind is bool else kind(text)
     except (KeyError, ValueError):
@@ -124,11 +176,12 @@ def _parse(name: str, text: str, kind: type) -> Any:
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, up to /quit or the end; with history and editing at a terminal."""
+    """Yield the lines that the user types, until /quit or the end of the input."""
+    prompt = ""
     if sys.stdin.isatty():
-        with contextlib.suppress(ImportError):  # not on Windows
-            import readline  # noqa: F401 (input() uses it)
-    prompt = "> " if sys.stdin.isatty() else ""
+        prompt = "> "
+        with contextlib.suppress(ImportError):  # not available on Windows
+            import readline  # noqa: F401 (gives input() a history and line editing)
     while True:
         try:
             line = input(prompt)

@@ -7,11 +7,14 @@ import typer
 
 
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="Which corpus. Without it, list them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the corpus. Default: list all.")
+    ] = None,
 ) -> None:
-    """Put a corpus into data/raw/.
+    """Download a corpus into data/raw/.
 
-    A download is kept only if its SHA-256 is the expected one.
+    A download is kept only if its SHA-256 is the expected one. The corpus python-docs is not
+    downloaded, but written from the documentation that Python contains.
     """
     from minigpt.corpus.fetch import fetch as fetch_corpus
     from minigpt.corpus.fetch import listing

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minigpt.cli.input import read_stdin, read_text
+from minigpt.cli.input import STDIN, read_text
 from minigpt.cli.models import load_backend
 from minigpt.cli.options import (
     BackendOption,
@@ -23,7 +23,7 @@ from minigpt.cli.options import (
     TopKOption,
     TopPOption,
 )
-from minigpt.cli.output import warn_of_unknown
+from minigpt.cli.output import warn_about_unknown_characters
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
 
@@ -34,60 +34,68 @@ if TYPE_CHECKING:
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", help="The text to continue. Default: standard input, if piped."
+            "--prompt", "-p", help="Text to continue. Default: standard input if piped, else none."
         ),
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Continue each line of this file; prints JSON, a line a text."),
+        typer.Option(help="Continue each line of this file (- is standard input). Implies --json."),
     ] = None,
-    backend: BackendOption = None,
+    backend_name: BackendOption = None,
     model: ModelOption = None,
     max_new_tokens: MaxNewTokensOption = 200,
-    temperature: TemperatureOption = None,
+    temperature: TemperatureOption = 0.8,
     top_k: TopKOption = 50,
     top_p: TopPOption = 1.0,
     min_p: MinPOption = 0.0,
     repetition_penalty: RepetitionPenaltyOption = 1.0,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Always the likeliest token; same as temperature 0.")
+        bool,
+        typer.Option(
+            "--greedy", help="Always choose the most likely token; same as --temperature 0."
+        ),
     ] = False,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Write on where the model would end.")
+        bool, typer.Option("--ignore-eos", help="Keep generating past <eos>, the end of a text.")
     ] = False,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text. Can be given several times.")
+        list[str] | None,
+        typer.Option(help="Stop sequence: end the text before it. Can be repeated."),
     ] = None,
     seed: SeedOption = 0,
     num_samples: Annotated[
-        int, typer.Option("--num-samples", "-n", help="How many texts to write.")
+        int, typer.Option("--num-samples", "-n", help="Number of texts to generate per prompt.")
     ] = 1,
     logprobs: Annotated[
         bool,
         typer.Option(
-            "--logprobs", help="With --json: each token's log-probability in the model, in nats."
+            "--logprobs", help="With --json: add the log-probability of each token, in nats."
         ),
     ] = False,
     stream: Annotated[
-        bool, typer.Option(help="Print as the text is written, or when it is finished.")
+        bool, typer.Option(help="Print text as it is generated, or only when it is complete.")
     ] = True,
     speculate: Annotated[
-        bool, typer.Option(help="Guess ahead with the model file's n-grams: the same text, sooner.")
+        bool,
+        typer.Option(
+            help="Speculative decoding with the draft table of the model file: the same text, "
+            "faster."
+        ),
     ] = True,
     raw: Annotated[
         bool, typer.Option("--raw", help="Print control characters as they are, not as \\x1b.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a text.
+    """Continue a prompt.
 
-    What the options do to the candidates for the next token, they do in this order: repetition penalty,
-    temperature, top-k, top-p, min-p.
+    The sampling options apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
 
-    Examples:
+    For example:
 
         minigpt-cli generate --prompt "The quick brown"
 
@@ -97,20 +105,21 @@ def generate(
 
         minigpt-cli generate -p "Said the fox" --stop . --stop "!"
 
-        minigpt-cli generate --prompts-file beginnings.txt > texts.jsonl
+        minigpt-cli generate --prompts-file prompts.txt > texts.jsonl
     """
     from minigpt.generation.engine import Text, write
     from minigpt.generation.sampling import Sampling
 
-    if greedy and temperature:
+    source = context.get_parameter_source("temperature")
+    if greedy and temperature and source and source.name == "COMMANDLINE":
         raise UserError("greedy: means temperature 0; give --greedy or --temperature, not both")
     if num_samples < 1:
         raise UserError(f"num-samples: must be 1 or more, but it is {num_samples}")
     as_json = as_json or prompts_file is not None
     if logprobs and not as_json:
-        raise UserError("logprobs: comes with --json; give that too")
+        raise UserError("logprobs: needs JSON output; add --json")
     sampling = Sampling(
-        temperature=0.0 if greedy else 0.8 if temperature is None else temperature,
+        temperature=0.0 if greedy else temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
@@ -119,70 +128,70 @@ def generate(
         seed=seed,
     )
     prompts = _read_prompts(prompt, prompts_file)
-    engine = load_backend(backend, model)
+    backend = load_backend(backend_name, model)
     if not speculate:
-        engine.draft = None
-    warn_of_unknown(engine, "".join(prompts))
+        backend.draft = None
+    warn_about_unknown_characters(backend, "".join(prompts))
     texts = [
-        Text(engine.tokenizer, prompt, sample, max_new_tokens, stop or (), logprobs)
+        Text(backend.tokenizer, prompt, sample, max_new_tokens, stop or (), logprobs)
         for prompt in prompts
         for sample in range(num_samples)
     ]
     show = str if raw else visible
     try:
         if as_json:
-            for text in _finished(engine, texts, sampling):
-                print(json.dumps(_result(text, engine, seed), ensure_ascii=False), flush=stream)
+            for text in _finished(backend, texts, sampling):
+                values = _to_dict(text, backend, seed)
+                print(json.dumps(values, ensure_ascii=False), flush=stream)
         elif stream:
             for text in texts:
                 print("---\n" * bool(text.sample) + show(text.prompt), end="", flush=True)
-                for _, piece in write(engine, [text], sampling):
-                    print(show(piece), end="", flush=True)
+                for _, new_text in write(backend, [text], sampling):
+                    print(show(new_text), end="", flush=True)
                 print(flush=True)
         else:
-            finished = (
-                show(text.prompt + text.text) for text in _finished(engine, texts, sampling)
-            )
-            print(*finished, sep="\n---\n")
+            finished = _finished(backend, texts, sampling)
+            print(*(show(text.prompt + text.text) for text in finished), sep="\n---\n")
     except KeyboardInterrupt:
         print(end="" if as_json else "\n", flush=True)
         raise typer.Exit(130) from None
 
 
-def _finished(engine: "Backend", texts: "list[Text]", sampling: "Sampling") -> "Iterator[Text]":
-    """All of `texts`, written many at a time, in their order."""
-    from minigpt.generation.engine import write
-
-    waiting = deque(texts)
-    for _ in write(engine, texts, sampling):
-        while waiting and waiting[0].stopped:
-            yield waiting.popleft()
-
-
-def _result(text: "Text", engine: "Backend", seed: int) -> dict[str, Any]:
-    result = {
-        "prompt": text.prompt,
-        "text": text.text,
-        "tokens": len(text.written),
-        "stopped": text.stopped,
-        "seed": seed,
-        "sample": text.sample,
-    }
-    if text.logprobs is not None:
-        pieces = (engine.tokenizer.token_strings[token] for token in text.written)
-        result["logprobs"] = [
-            [piece, round(logprob, 6)] for piece, logprob in zip(pieces, text.logprobs, strict=True)
-        ]
-    return result
-
-
 def _read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     if prompts_file is not None:
         if prompt is not None:
-            raise UserError("prompts-file: give --prompt or --prompts-file, not both")
+            raise UserError("prompts-file: cannot be combined with --prompt; give one of the two")
         return read_text(prompts_file).removesuffix("\n").split("\n")
     if prompt is not None:
         return [prompt]
     if sys.stdin is None or sys.stdin.isatty():
         return [""]
-    return [read_stdin().removesuffix("\n")]
+    return [read_text(STDIN).removesuffix("\n")]
+
+
+def _finished(backend: "Backend", texts: "list[Text]", sampling: "Sampling") -> "Iterator[Text]":
+    """Generate `texts` together, and yield each when it and those before it are complete."""
+    from minigpt.generation.engine import write
+
+    waiting = deque(texts)
+    for _ in write(backend, texts, sampling):
+        while waiting and waiting[0].stopped:
+            yield waiting.popleft()
+
+
+def _to_dict(text: "Text", backend: "Backend", seed: int) -> dict[str, Any]:
+    """Return the JSON object of a generated text."""
+    values = {
+        "prompt": text.prompt,
+        "text": text.text,
+        "tokens": len(text.written),
+        "finish_reason": text.stopped,
+        "seed": seed,
+        "sample": text.sample,
+    }
+    if text.logprobs is not None:
+        values["logprobs"] = [
+            [backend.tokenizer.token_strings[token], round(logprob, 6)]
+            for token, logprob in zip(text.written, text.logprobs, strict=True)
+        ]
+    return values

@@ -7,23 +7,25 @@ from minigpt.cli.options import BackendOption, JsonOption, ModelOption
 
 
 def info(
-    backend: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False
+    backend_name: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show what is inside a model file."""
-    engine = load_backend(backend, model)
+    """Show the contents of a model file.
+
+    Prints the architecture, the parameters and results of training, and the vocabulary.
+    """
+    backend = load_backend(backend_name, model)
     metadata = {
-        name: values
-        for name, values in engine.metadata.items()
-        if name not in ("tokenizer", "draft")
+        name: value
+        for name, value in backend.metadata.items()
+        if name not in ("tokenizer", "draft")  # long, and of no use to a reader
     }
-    metadata["vocabulary"] = engine.tokenizer.describe()
+    metadata["vocabulary"] = backend.tokenizer.describe()
     if as_json:
         print(json.dumps(metadata, ensure_ascii=False))
         return
-    for section, values in metadata.items():
-        if not isinstance(values, dict):
-            print(f"{section}: {values}")
-            continue
-        print(f"{section}:")
-        for key, value in values.items():
-            print(f"  {key}: {value!r}" if isinstance(value, str) else f"  {key}: {value}")
+    for section, value in metadata.items():
+        if isinstance(value, dict):
+            lines = [f"{section}:", *(f"  {key}: {entry!r}" for key, entry in value.items())]
+            print(*lines, sep="\n")
+        else:
+            print(f"{section}: {value!r}")

@@ -5,22 +5,21 @@ from pathlib import Path
 
 from minigpt.common.errors import UserError
 
-
-def read_stdin() -> str:
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"standard input: not UTF-8 text at byte {error.start}; convert it first"
-        ) from None
+STDIN = Path("-")
 
 
 def read_text(path: Path) -> str:
-    if str(path) == "-":
-        return read_stdin()
+    """Return the text of a UTF-8 file, or of standard input for `STDIN`.
+
+    Raises:
+        UserError: The file cannot be read or is not UTF-8.
+    """
+    name = "standard input" if path == STDIN else path
     try:
-        return path.read_text(encoding="utf-8")
+        return sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"{name}: cannot be read: {error.strerror}; name a readable text file"
+        ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}; convert it first") from None
+        raise UserError(f"{name}: not UTF-8 text at byte {error.start}; convert it first") from None

@@ -1,5 +1,6 @@
-"""Find and load the model that a command names: a file, or a model that MLflow stores."""
+"""Load the model that a command names: a file, or a model stored by MLflow."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +21,27 @@ DEFAULT_MODELS = {
     BackendName.onnx: Path("models/minigpt.onnx"),
     BackendName.torch: Path("models/minigpt.safetensors"),
 }
+BACKENDS = {path.suffix: name for name, path in DEFAULT_MODELS.items()}
 
 
-def load_backend(backend: BackendName | None, model: Path | None) -> "OnnxBackend | TorchBackend":
-    if model is not None and model.parts[0] in ("models:", "runs:"):
-        return _load_tracked(backend, model.as_posix())
-    backend, model = _resolve(backend, model)
+def load_backend(name: BackendName | None, model: Path | None) -> "OnnxBackend | TorchBackend":
+    """Load a model; the file extension implies the backend, and the backend the default file.
+
+    Raises:
+        UserError: There is no such model, it is damaged, or the backend cannot read it.
+    """
+    model = model or DEFAULT_MODELS[name or BackendName.onnx]
+    if model.as_posix().startswith(("models:/", "runs:/")):
+        return _load_from_mlflow(name, model.as_posix())
+    if model.suffix not in BACKENDS:
+        raise UserError(f"{model}: not a model file; it must end in {' or '.join(BACKENDS)}")
+    backend = BACKENDS[model.suffix]
+    if name not in (None, backend):
+        raise UserError(
+            f"{model}: the {name} backend cannot read {model.suffix} files; use --backend {backend}"
+        )
+    if not os.path.exists(model):
+        raise UserError(f"{model}: no such model; run `dvc repro` to train one, or name another")
     if backend is BackendName.torch:
         from minigpt.generation.torch_backend import TorchBackend
 
@@ -35,17 +51,17 @@ def load_backend(backend: BackendName | None, model: Path | None) -> "OnnxBacken
     return OnnxBackend(model)
 
 
-def _load_tracked(backend: BackendName | None, uri: str) -> "OnnxBackend":
-    """The ONNX file of a model that MLflow keeps."""
+def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
+    """Download the ONNX file of a model and load it."""
     import logging
-    import os
     import tempfile
 
-    if backend is BackendName.torch:
-        raise UserError(f"{uri}: MLflow keeps the ONNX file; use --backend onnx")
+    if name is BackendName.torch:
+        raise UserError(f"{uri}: MLflow stores the ONNX file only; use --backend onnx")
     if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlflow.db").exists():
         raise UserError(
-            f"{uri}: no tracking store here; run in the project's folder, or set MLFLOW_TRACKING_URI"
+            f"{uri}: no tracking store here; run in the project's folder, or set "
+            "MLFLOW_TRACKING_URI"
         )
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -55,32 +71,19 @@ def _load_tracked(backend: BackendName | None, uri: str) -> "OnnxBackend":
 
     from minigpt.generation.onnx_backend import OnnxBackend
 
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            kept = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-        except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+            artifact = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        except Exception as error:  # of MLflow, SQLAlchemy or the network
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{uri}: not found in MLflow: {' '.join(str(error).split())[:200]}"
+                f"{uri}: not found in MLflow: {reason}; `make ui` shows what is there"
             ) from None
-        files = [kept] if kept.is_file() else sorted(kept.rglob("*.onnx"))
+        files = [artifact] if artifact.is_file() else sorted(artifact.rglob("*.onnx"))
         if len(files) != 1:
-            raise UserError(f"{uri}: no model with one ONNX file")
+            raise UserError(
+                f"{uri}: contains {len(files)} ONNX files, not one; name a model of MiniGPT"
+            )
         return OnnxBackend(files[0])
-
-
-def _resolve(backend: BackendName | None, model: Path | None) -> tuple[BackendName, Path]:
-    """Which backend reads which file; each follows from the other where only one is given."""
-    if model is None:
-        backend = backend or BackendName.onnx
-        return backend, DEFAULT_MODELS[backend]
-    suffixes = {path.suffix: name for name, path in DEFAULT_MODELS.items()}
-    if model.suffix not in suffixes:
-        raise UserError(f"{model}: not a model file; it must end in {' or '.join(suffixes)}")
-    fitting = suffixes[model.suffix]
-    if backend not in (None, fitting):
-        raise UserError(
-            f"{model}: the {backend} backend does not read {model.suffix} files; use --backend {fitting}"
-        )
-    return fitting, model

@@ -12,32 +12,41 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Model file: .onnx or .safetensors; or models:/minigpt@champion, runs:/<id>/model of MLflow. "
-        "Default: what `dvc repro` made.",
+        help="Model file (.onnx or .safetensors), or a model stored by MLflow "
+        "(models:/minigpt@champion or runs:/RUN_ID/model). Default: models/minigpt.onnx, or "
+        "models/minigpt.safetensors with --backend torch.",
     ),
 ]
 BackendOption = Annotated[
     BackendName | None,
     typer.Option(
-        "--backend", "-b", help="What computes. Default: by the model file's ending, else onnx."
+        "--backend",
+        "-b",
+        help="Inference backend: PyTorch or ONNX Runtime. Default: the one that reads the model "
+        "file, else onnx.",
     ),
 ]
 MaxNewTokensOption = Annotated[
-    int, typer.Option(help="Stop after so many tokens (or when the text ends).")
+    int, typer.Option(help="Maximum number of tokens to generate, per text.")
 ]
 TemperatureOption = Annotated[
-    float | None,
-    typer.Option(help="Above 1 bolder, below 1 safer, 0 greedy. Default: 0.8.", show_default=False),
+    float, typer.Option(help="Sampling temperature: above 1 bolder, below 1 safer, 0 greedy.")
 ]
-TopKOption = Annotated[int, typer.Option(help="Choose among the k likeliest tokens.")]
+TopKOption = Annotated[int, typer.Option(help="Sample from the k most likely tokens.")]
 TopPOption = Annotated[
-    float, typer.Option(help="Choose among the likeliest that together reach this probability.")
+    float,
+    typer.Option(
+        help="Sample from the fewest most likely tokens whose probabilities sum to p "
+        "(nucleus sampling)."
+    ),
 ]
 MinPOption = Annotated[
-    float, typer.Option(help="Choose among those at least so likely, as a share of the likeliest.")
+    float,
+    typer.Option(help="Sample from the tokens at least p times as likely as the most likely one."),
 ]
 RepetitionPenaltyOption = Annotated[
-    float, typer.Option(help="Above 1: what has occurred becomes less likely.")
+    float,
+    typer.Option(help="Above 1: tokens that already occur in the text become less likely."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Same seed, same text, on either backend.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+SeedOption = Annotated[int, typer.Option(help="Random seed. Same seed, same text, on any backend.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool = False, as_csv: bool = False) -> None:
-    """JSON a row a line, or CSV, or columns for the eye."""
+    """Print one JSON object per row, or CSV, or aligned columns."""
     if as_json:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
@@ -24,25 +24,22 @@ def print_table(rows: list[dict[str, Any]], as_json: bool = False, as_csv: bool 
         return
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        padded = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        print(line[0].ljust(widths[0]), *padded, sep="  ")
+    for first, *others in cells:
+        numbers = map(str.rjust, others, widths[1:])
+        print(first.ljust(widths[0]), *numbers, sep="  ")
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        "" if value is None else f"{value:.4f}" if isinstance(value, float) else visible(str(value))
-    )
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else visible(str(value))
 
 
-def warn_of_unknown(engine: "Backend", text: str) -> None:
-    if unknown := engine.tokenizer.unknown(text):
-        warn(
-            f"the model does not know these characters and reads them as <unk>: {printable(unknown)}"
+def warn_about_unknown_characters(backend: "Backend", text: str) -> None:
+    if unknown := backend.tokenizer.unknown(text):
+        names = printable(unknown)
+        print(
+            f"minigpt-cli: warning: not in the vocabulary, read as <unk>: {names}", file=sys.stderr
         )
-
-
-def warn(message: str) -> None:
-    print(f"minigpt-cli: warning: {message}", file=sys.stderr)

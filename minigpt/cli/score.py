@@ -8,25 +8,26 @@ import typer
 from minigpt.cli.input import read_text
 from minigpt.cli.models import load_backend
 from minigpt.cli.options import BackendOption, JsonOption, ModelOption
-from minigpt.cli.output import print_table, warn_of_unknown
+from minigpt.cli.output import print_table, warn_about_unknown_characters
 from minigpt.common.errors import UserError
 
 
 def score(
-    files: Annotated[list[Path], typer.Argument(help="Texts in UTF-8; - is standard input.")],
-    backend: BackendOption = None,
+    files: Annotated[list[Path], typer.Argument(help="UTF-8 text files; - is standard input.")],
+    backend_name: BackendOption = None,
     model: ModelOption = None,
     lines: Annotated[
-        bool, typer.Option("--lines", help="Score each line too, after those before it.")
+        bool, typer.Option("--lines", help="Also score each line, given the lines before it.")
     ] = False,
     as_json: JsonOption = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Measure how well the model predicts texts: loss (nats a token), perplexity, bits per character.
+    """Measure how well a model predicts texts.
 
-    A file is one document, and its end is predicted too.
+    Prints the loss (nats per token), perplexity and bits per character of each file. A file is one
+    document; the model must predict its end too.
 
-    Examples:
+    For example:
 
         minigpt-cli score chapter-1.txt chapter-2.txt
 
@@ -35,17 +36,17 @@ def score(
     from minigpt.evaluation.score import score as score_text
 
     if as_json and as_csv:
-        raise UserError("csv: give --json or --csv, not both")
+        raise UserError("csv: cannot be combined with --json; give one of the two")
     texts = {str(file): read_text(file).removesuffix("\n") for file in files}
-    engine = load_backend(backend, model)
-    warn_of_unknown(engine, "".join(texts.values()))
+    backend = load_backend(backend_name, model)
+    warn_about_unknown_characters(backend, "".join(texts.values()))
     rows = []
     for name, text in texts.items():
-        whole, each = score_text(engine, text)
-        rows.append({"file": name, "line": None, **whole.figures()})
+        total, scores = score_text(backend, text)
+        rows.append({"file": name, "line": None, **total.figures()})
         if lines:
             rows += [
                 {"file": name, "line": number, **line.figures()}
-                for number, line in enumerate(each, start=1)
+                for number, line in enumerate(scores, start=1)
             ]
     print_table(rows, as_json, as_csv)
