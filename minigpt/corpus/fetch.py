@@ -139,7 +139,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _write_python_docs(target: Path) -> Path:
-    """Write one file per topic of the built-in `help()`, and replace the folder `target` with them."""
+    """Write the topics of the built-in `help()` into the folder `target`, a file each."""
     workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         for topic, text in sorted(topics.items()):

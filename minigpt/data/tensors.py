@@ -1,4 +1,4 @@
-"""Conversion of batches to PyTorch tensors; apart from `batches.py`, which must not load PyTorch."""
+"""Conversion of batches to PyTorch tensors; `batches.py` itself must not load PyTorch."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
 """Model files and training states: written atomically, verified when read, never unpickled.
 
 Both are safetensors files. Beside the tensors, a file holds one JSON text under the key "minigpt",
-which includes the SHA-256 of everything else. There is a single key because several would be written
-in random order, and equal models must give equal files.
+which includes the SHA-256 of everything else. There is a single key because several would be
+written in random order, and equal models must give equal files.
 """
 
 import hashlib

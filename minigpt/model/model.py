@@ -103,7 +103,8 @@ class MultiHeadAttention(nn.Module):
     def merge(self, attended: Tensor) -> Tensor:
         """Put the heads of `attended` (B, H, T, D) side by side and mix them."""
         heads = attended.transpose(1, 2)  # (B, T, H, D)
-        return self.output(heads.flatten(2))  # (B, T, C)
+        mixed: Tensor = self.output(heads.flatten(2))  # (B, T, C)
+        return mixed
 
 
 class FeedForward(nn.Module):
@@ -116,8 +117,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each position of x (B, T, C) independently."""
-        hidden = F.relu(self.linear1(x))  # (B, T, d_ff)
-        return self.linear2(hidden)  # (B, T, C)
+        x = F.relu(self.linear1(x))  # (B, T, d_ff)
+        x = self.linear2(x)  # (B, T, C)
+        return x
 
 
 class TransformerBlock(nn.Module):
@@ -134,7 +136,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Refine x (B, T, C)."""
         x = x + self.dropout(self.attention(self.norm1(x)))  # (B, T, C)
-        return x + self.dropout(self.feed_forward(self.norm2(x)))  # (B, T, C)
+        x = x + self.dropout(self.feed_forward(self.norm2(x)))  # (B, T, C)
+        return x
 
 
 class MiniGPT(nn.Module):
@@ -179,13 +182,14 @@ class MiniGPT(nn.Module):
         for block in self.blocks:
             x = block(x)  # (B, T, C)
         # 3. Score each token of the vocabulary as the next one.
-        return self.head(self.norm(x))  # (B, T, V)
+        logits: Tensor = self.head(self.norm(x))  # (B, T, V)
+        return logits
 
     def embed(
         self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor | None = None
     ) -> Tensor:
         """Embed ids and the id before each, both (B, T), at `positions`, by default 0 … T-1."""
-        x = self.token_embedding(input_ids)  # (B, T, C)
+        x: Tensor = self.token_embedding(input_ids)  # (B, T, C)
         if self.bigram_embedding is not None:
             x = x + self.bigram_embedding(input_ids, previous_ids)
         if self.positional_encoding is not None:

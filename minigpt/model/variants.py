@@ -54,7 +54,8 @@ class BigramEmbedding(nn.Module):
     def forward(self, input_ids: Tensor, previous_ids: Tensor) -> Tensor:
         """Embed ids and the id before each, both (B, T), as (B, T, C)."""
         bucket = (previous_ids * self.vocab_size + input_ids) % self.buckets  # (B, T)
-        return self.embedding(bucket)  # (B, T, C)
+        embedded: Tensor = self.embedding(bucket)  # (B, T, C)
+        return embedded
 
 
 def normalize_heads(x: Tensor) -> Tensor:

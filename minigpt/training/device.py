@@ -24,7 +24,8 @@ def choose_device(name: str) -> torch.device:
     count = torch.accelerator.device_count()
     if device.index >= count:
         raise UserError(
-            f"train.processes: this machine has {count} {available.type} devices; use at most {count}"
+            f"train.processes: this machine has {count} {available.type} devices; "
+            f"use at most {count}"
         )
     # without this setting cuBLAS is not deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -40,7 +41,7 @@ def use_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     if config.precision != "auto":
         return config.precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return device.type == "cpu" and any(
         capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")

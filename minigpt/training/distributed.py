@@ -1,7 +1,8 @@
 """Data-parallel training: several processes, each with its share of every batch.
 
-torchrun starts and supervises the processes; DistributedDataParallel averages their gradients (Li et
-al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", arXiv:2006.15704).
+torchrun starts and supervises the processes; DistributedDataParallel averages their gradients
+(Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training",
+arXiv:2006.15704).
 """
 
 import contextlib

@@ -44,7 +44,8 @@ def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensor
         return tensors
     if not (isinstance(old, CharTokenizer) and isinstance(new, CharTokenizer)):
         raise UserError(
-            "its subword vocabulary differs from data/vocab.json; use the vocabulary of that training"
+            "its subword vocabulary differs from data/vocab.json; "
+            "use the vocabulary of that training"
         )
     if missing := [character for character in new.characters if character not in old.characters]:
         raise UserError(

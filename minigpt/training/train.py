@@ -36,7 +36,7 @@ StepInputs = tuple[list[tuple[Tensor, Tensor]], int]
 
 @dataclass
 class Progress:
-    """Progress of a training: with weights and optimizer state, all that the next step depends on."""
+    """Progress of a training; with weights and optimizer state, it determines the next step."""
 
     step: int = 0  # optimizer steps done
     tokens: int = 0  # input positions processed, padding included
@@ -151,7 +151,7 @@ class Trainer:
                 # a share of the mean over the whole step: each target counts the same
                 share = cross_entropy(logits, targets, reduction="sum") / num_targets
             # DistributedDataParallel averages gradients over the group: turn the mean into the sum
-            (share * self.group.size).backward()
+            torch.autograd.backward(share * self.group.size)
             loss += share.detach()
         self.prefetched[step + 1] = self._inputs(step + 1)  # while an accelerator still computes
         loss = self.group.sum(loss)

@@ -82,7 +82,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def tiny(server, monkeypatch) -> NamedCorpus:
-    """The corpus on the server, and the only one in the table."""
+    """Return the corpus on the server, the only one in the table."""
     digest = hashlib.sha256(BODY).hexdigest()
     corpus = NamedCorpus("tiny", "random bytes", "none", len(BODY), server.url, digest)
     monkeypatch.setattr(module, "CORPORA", {"tiny": corpus})

@@ -122,7 +122,7 @@ def test_an_exploding_loss_is_stopped_too(ids):
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_pieces_of_a_batch_add_up_to_it(ids, layout):
-    """Rows of a padded batch hold different numbers of targets, and still each target counts alike."""
+    """Each target counts the same, though padded rows hold different numbers of targets."""
     losses = []
     for accumulation_steps in (1, 2, 4):
         run = trainer(
