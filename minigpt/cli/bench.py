@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minigpt.cli import options
 from minigpt.cli.models import DEFAULT_MODELS, BackendName, load_backend
-from minigpt.cli.options import JsonOption
 from minigpt.cli.output import print_table
 from minigpt.common.errors import UserError
 
@@ -25,7 +25,7 @@ def bench(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of each text, in tokens.")] = 200,
     rounds: Annotated[int, typer.Option(help="Number of measurements of each case.")] = 7,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure how fast models generate text.
 

@@ -6,24 +6,14 @@ user and the model extend in turn.
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from minigpt.cli import options
 from minigpt.cli.models import load_backend
-from minigpt.cli.options import (
-    BackendOption,
-    MaxNewTokensOption,
-    MinPOption,
-    ModelOption,
-    RepetitionPenaltyOption,
-    SeedOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-)
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
 
@@ -44,15 +34,15 @@ After the end of a text, the next line starts a new one.
 
 
 def chat(
-    backend_name: BackendOption = None,
-    model: ModelOption = None,
-    max_new_tokens: MaxNewTokensOption = 200,
-    temperature: TemperatureOption = 0.8,
-    top_k: TopKOption = 50,
-    top_p: TopPOption = 1.0,
-    min_p: MinPOption = 0.0,
-    repetition_penalty: RepetitionPenaltyOption = 1.0,
-    seed: SeedOption = 0,
+    backend_name: options.Backend = None,
+    model: options.Model = None,
+    max_new_tokens: options.MaxNewTokens = 200,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 50,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = 0,
 ) -> None:
     r"""Write a text in turns with the model.
 
@@ -74,11 +64,20 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    prompt = ""
+    if sys.stdin.isatty():
+        prompt = "> "
+        with contextlib.suppress(ImportError):  # not available on Windows
+            import readline  # noqa: F401 (gives input() a history and line editing)
     try:
-        for line in _lines():
+        while (line := input(prompt)).strip() not in ("/quit", "/exit"):
             session.handle(line)
+    except EOFError:  # Ctrl-D, or the end of a pipe
+        pass
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not UTF-8 text ({error.reason}); convert it") from None
 
 
 class Chat:
@@ -173,24 +172,3 @@ def _parse(name: str, text: str, kind: type) -> Any:
     except (KeyError, ValueError):
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"{name}: must be {expected}, but it is {text}") from None
-
-
-def _lines() -> Iterator[str]:
-    """Yield the lines that the user types, until /quit or the end of the input."""
-    prompt = ""
-    if sys.stdin.isatty():
-        prompt = "> "
-        with contextlib.suppress(ImportError):  # not available on Windows
-            import readline  # noqa: F401 (gives input() a history and line editing)
-    while True:
-        try:
-            line = input(prompt)
-        except EOFError:
-            return
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"standard input: not UTF-8 text ({error.reason}); convert it first"
-            ) from None
-        if line.strip() in ("/quit", "/exit"):
-            return
-        yield line

@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minigpt.cli import options
 from minigpt.cli.input import STDIN, read_text
 from minigpt.cli.models import load_backend
-from minigpt.cli.options import (
-    BackendOption,
-    JsonOption,
-    MaxNewTokensOption,
-    MinPOption,
-    ModelOption,
-    RepetitionPenaltyOption,
-    SeedOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-)
 from minigpt.cli.output import warn_about_unknown_characters
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
@@ -45,14 +34,14 @@ def generate(
         Path | None,
         typer.Option(help="Continue each line of this file (- is standard input). Implies --json."),
     ] = None,
-    backend_name: BackendOption = None,
-    model: ModelOption = None,
-    max_new_tokens: MaxNewTokensOption = 200,
-    temperature: TemperatureOption = 0.8,
-    top_k: TopKOption = 50,
-    top_p: TopPOption = 1.0,
-    min_p: MinPOption = 0.0,
-    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    backend_name: options.Backend = None,
+    model: options.Model = None,
+    max_new_tokens: options.MaxNewTokens = 200,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 50,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
     greedy: Annotated[
         bool,
         typer.Option(
@@ -66,7 +55,7 @@ def generate(
         list[str] | None,
         typer.Option(help="Stop sequence: end the text before it. Can be repeated."),
     ] = None,
-    seed: SeedOption = 0,
+    seed: options.Seed = 0,
     num_samples: Annotated[
         int, typer.Option("--num-samples", "-n", help="Number of texts to generate per prompt.")
     ] = 1,
@@ -89,7 +78,7 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Print control characters as they are, not as \\x1b.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Continue a prompt.
 
@@ -139,19 +128,18 @@ def generate(
     ]
     show = str if raw else visible
     try:
-        if as_json:
-            for text in _finished(backend, texts, sampling):
-                values = _to_dict(text, backend, seed)
-                print(json.dumps(values, ensure_ascii=False), flush=stream)
-        elif stream:
+        if stream and not as_json:
             for text in texts:
                 print("---\n" * bool(text.sample) + show(text.prompt), end="", flush=True)
                 for _, new_text in write(backend, [text], sampling):
                     print(show(new_text), end="", flush=True)
                 print(flush=True)
-        else:
-            finished = _finished(backend, texts, sampling)
-            print(*(show(text.prompt + text.text) for text in finished), sep="\n---\n")
+            return
+        for text in _finished(backend, texts, sampling):
+            if as_json:
+                print(json.dumps(_to_dict(text, backend, seed), ensure_ascii=False), flush=stream)
+            else:
+                print("---\n" * bool(text.sample) + show(text.prompt + text.text))
     except KeyboardInterrupt:
         print(end="" if as_json else "\n", flush=True)
         raise typer.Exit(130) from None

@@ -2,12 +2,12 @@
 
 import json
 
+from minigpt.cli import options
 from minigpt.cli.models import load_backend
-from minigpt.cli.options import BackendOption, JsonOption, ModelOption
 
 
 def info(
-    backend_name: BackendOption = None, model: ModelOption = None, as_json: JsonOption = False
+    backend_name: options.Backend = None, model: options.Model = None, as_json: options.Json = False
 ) -> None:
     """Show the contents of a model file.
 

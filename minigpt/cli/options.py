@@ -7,7 +7,7 @@ import typer
 
 from minigpt.cli.models import BackendName
 
-ModelOption = Annotated[
+Model = Annotated[
     Path | None,
     typer.Option(
         "--model",
@@ -17,7 +17,7 @@ ModelOption = Annotated[
         "models/minigpt.safetensors with --backend torch.",
     ),
 ]
-BackendOption = Annotated[
+Backend = Annotated[
     BackendName | None,
     typer.Option(
         "--backend",
@@ -26,27 +26,25 @@ BackendOption = Annotated[
         "file, else onnx.",
     ),
 ]
-MaxNewTokensOption = Annotated[
-    int, typer.Option(help="Maximum number of tokens to generate, per text.")
-]
-TemperatureOption = Annotated[
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens to generate, per text.")]
+Temperature = Annotated[
     float, typer.Option(help="Sampling temperature: above 1 bolder, below 1 safer, 0 greedy.")
 ]
-TopKOption = Annotated[int, typer.Option(help="Sample from the k most likely tokens.")]
-TopPOption = Annotated[
+TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens.")]
+TopP = Annotated[
     float,
     typer.Option(
         help="Sample from the fewest most likely tokens whose probabilities sum to p "
         "(nucleus sampling)."
     ),
 ]
-MinPOption = Annotated[
+MinP = Annotated[
     float,
     typer.Option(help="Sample from the tokens at least p times as likely as the most likely one."),
 ]
-RepetitionPenaltyOption = Annotated[
+RepetitionPenalty = Annotated[
     float,
     typer.Option(help="Above 1: tokens that already occur in the text become less likely."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Random seed. Same seed, same text, on any backend.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+Seed = Annotated[int, typer.Option(help="Random seed. Same seed, same text, on any backend.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]

@@ -5,21 +5,21 @@ from typing import Annotated
 
 import typer
 
+from minigpt.cli import options
 from minigpt.cli.input import read_text
 from minigpt.cli.models import load_backend
-from minigpt.cli.options import BackendOption, JsonOption, ModelOption
 from minigpt.cli.output import print_table, warn_about_unknown_characters
 from minigpt.common.errors import UserError
 
 
 def score(
     files: Annotated[list[Path], typer.Argument(help="UTF-8 text files; - is standard input.")],
-    backend_name: BackendOption = None,
-    model: ModelOption = None,
+    backend_name: options.Backend = None,
+    model: options.Model = None,
     lines: Annotated[
         bool, typer.Option("--lines", help="Also score each line, given the lines before it.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Measure how well a model predicts texts.
