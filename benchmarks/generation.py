@@ -1,14 +1,16 @@
-"""How fast MiniGPT writes, against other engines of the same size, all in turn in one run.
+"""Generation speed of MiniGPT and of other engines with models of the same size.
 
     pip install transformers ctranslate2 onnxruntime-genai onnx-ir
     python benchmarks/generation.py --threads 1
 
-S is 128 wide with 4 layers, the default model; M is 384 wide with 6. All write 200 characters after a
-prompt of 16, sampled at temperature 0.8 from the 50 likeliest. The others get random weights, which
-cost the same, of GPT-2, or for ONNX Runtime GenAI of a Llama with as many of them; what guesses save
-depends on the text, so that is measured on trained models (--trained).
-Each ratio is the median of those of the rounds, in which all write in turn. Of 16 texts MiniGPT writes as many
-together as its backend thinks best (`rows`), the others all.
+S is the default model: 128 channels, 4 layers; M has 384 channels and 6 layers. All engines
+generate 200 characters after a prompt of 16, with temperature 0.8 and top-k 50. The models of the
+other engines have random weights, which take the same time: a GPT-2, or for ONNX Runtime GenAI a
+Llama with the same number of weights. The benefit of drafts depends on the text, so it is measured
+on trained models (--trained).
+
+The engines take turns in each round; a ratio is the median over the rounds. Of 16 texts, the other
+engines generate all in one batch, and MiniGPT uses the `max_batch_size` of its backend.
 """
 
 import argparse
@@ -40,20 +42,19 @@ SIZES = {
     "S": {"d_model": 128, "num_heads": 4, "num_layers": 4, "d_ff": 512, "max_seq_len": 256},
     "M": {"d_model": 384, "num_heads": 6, "num_layers": 6, "d_ff": 1536, "max_seq_len": 256},
 }
-TOKENIZER = CharTokenizer(
-    map(chr, range(33, 96))
-)  # with the special tokens 67, as the default model
+# with the special tokens 67 entries, like the vocabulary of the default model
+TOKENIZER = CharTokenizer(map(chr, range(33, 96)))
 PROMPT, LENGTH, TEMPERATURE, TOP_K = 16, 200, 0.8, 50
-Way = Callable[[int], None]  # writes so many texts at once
+Case = Callable[[int], None]  # generates a batch of this many texts
 
 
-def minigpt(backend: Backend, guess: bool = True) -> Way:
-    draft = backend.draft if guess else None
+def minigpt(backend: Backend, draft: bool = True) -> Case:
+    table = backend.draft if draft else None
     prompt = "".join(backend.tokenizer.token_strings[4:])[:PROMPT]
     seeds = iter(range(10**9))
 
     def run(batch: int) -> None:
-        backend.draft = draft
+        backend.draft = table
         texts = [Text(backend.tokenizer, prompt, sample, LENGTH) for sample in range(batch)]
         sampling = Sampling(TEMPERATURE, TOP_K, ignore_eos=True, seed=next(seeds))
         for _ in write(backend, texts, sampling):
@@ -62,27 +63,27 @@ def minigpt(backend: Backend, guess: bool = True) -> Way:
     return run
 
 
-def minigpt_ways(size: str, trained: list[Path], folder: Path, threads: int) -> dict[str, Way]:
+def minigpt_cases(size: str, trained: list[Path], folder: Path, threads: int) -> dict[str, Case]:
     model_config = load_params().model.model_copy(update=SIZES[size])
     model = MiniGPT(TOKENIZER.vocab_size, model_config).eval()
     config = {"vocab_size": TOKENIZER.vocab_size, **model_config.model_dump()}
-    ways = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER))}
+    cases = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER))}
     for kind in (None, "int8"):
         path = folder / f"{size}-{kind}.onnx"
         path.write_bytes(
             to_onnx(model, {"config": config, "tokenizer": TOKENIZER.to_dict()}, quantize=kind)
         )
-        ways[f"MiniGPT, ONNX {kind or 'float32'}"] = minigpt(OnnxBackend(path, threads))
+        cases[f"MiniGPT, ONNX {kind or 'float32'}"] = minigpt(OnnxBackend(path, threads))
     for path in trained:
         backend = OnnxBackend(path, threads) if path.suffix == ".onnx" else TorchBackend.load(path)
         if all(backend.metadata["config"][name] == value for name, value in SIZES[size].items()):
-            ways[f"{path}, no guesses"] = minigpt(backend, guess=False)
-            ways[f"{path}, guesses"] = minigpt(backend)
-    return ways
+            cases[f"{path}, without drafts"] = minigpt(backend, draft=False)
+            cases[f"{path}, with drafts"] = minigpt(backend)
+    return cases
 
 
 def transformers_model(size: str):
-    """GPT-2 of this size: the same products as MiniGPT's."""
+    """Return a GPT-2 of this size, which computes the same matrix products as MiniGPT."""
     import transformers
 
     sizes = SIZES[size]
@@ -100,7 +101,7 @@ def transformers_model(size: str):
     return transformers.GPT2LMHeadModel(config).eval()
 
 
-def transformers_way(model) -> Way:
+def transformers_case(model) -> Case:
     def run(batch: int) -> None:
         ids = torch.arange(4, 4 + PROMPT).repeat(batch, 1)
         options = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, "pad_token_id": 0}
@@ -111,8 +112,8 @@ def transformers_way(model) -> Way:
     return run
 
 
-def save_for_peers(model, folder: Path) -> None:
-    """With a tokenizer, which their converters ask for."""
+def save_with_tokenizer(model, folder: Path) -> None:
+    """Save `model` with a tokenizer, which the converters of the other engines require."""
     import tokenizers
     import transformers
 
@@ -123,8 +124,8 @@ def save_for_peers(model, folder: Path) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
-def genai_way(size: str, folder: Path, threads: int) -> Way:
-    """A Llama whose three matrices of the feed-forward network have together as many weights as GPT-2's two."""
+def genai_case(size: str, folder: Path, threads: int) -> Case:
+    """Run a Llama; the three matrices of its feed-forward network are as large as GPT-2's two."""
     import onnxruntime_genai
     import transformers
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
@@ -141,7 +142,7 @@ def genai_way(size: str, folder: Path, threads: int) -> Way:
         eos_token_id=3,
         pad_token_id=0,
     )
-    save_for_peers(transformers.LlamaForCausalLM(config), folder / "llama")
+    save_with_tokenizer(transformers.LlamaForCausalLM(config), folder / "llama")
     task = ("", str(folder / "llama"), str(folder / "genai"), "fp32", "cpu", str(folder / "cache"))
     with contextlib.redirect_stdout(io.StringIO()):
         create_model(*task, **parse_extra_options(*task, []))
@@ -168,12 +169,12 @@ def genai_way(size: str, folder: Path, threads: int) -> Way:
     return run
 
 
-def ctranslate2_ways(model, folder: Path, threads: int) -> dict[str, Way]:
+def ctranslate2_cases(model, folder: Path, threads: int) -> dict[str, Case]:
     import ctranslate2
 
     source = folder / "gpt2"
-    save_for_peers(model, source)
-    ways = {}
+    save_with_tokenizer(model, source)
+    cases = {}
     for kind in ("float32", "int8"):
         target = folder / f"ct2-{kind}"
         ctranslate2.converters.TransformersConverter(str(source)).convert(
@@ -196,17 +197,17 @@ def ctranslate2_ways(model, folder: Path, threads: int) -> dict[str, Way]:
             )
             assert len(results[0].sequences_ids[0]) == LENGTH
 
-        ways[f"CTranslate2 {kind}"] = run
-    return ways
+        cases[f"CTranslate2 {kind}"] = run
+    return cases
 
 
-def compare(ways: dict[str, Way], batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each of the rounds, in which all run in turn, after one to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def compare(cases: dict[str, Case], batch: int, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each case in each round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
-        for name, way in ways.items():
+        for name, run in cases.items():
             start = time.perf_counter()
-            way(batch)
+            run(batch)
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -214,7 +215,7 @@ def compare(ways: dict[str, Way], batch: int, rounds: int) -> dict[str, list[flo
 
 def report(size: str, batch: int, seconds: dict[str, list[float]]) -> None:
     base = seconds["CTranslate2 float32"]
-    print(f"\n{size}, {batch} text{'s' * (batch > 1)} at once")
+    print(f"\n{size}, batch size {batch}")
     for name, times in seconds.items():
         ratio = statistics.median(theirs / ours for theirs, ours in zip(base, times, strict=True))
         print(
@@ -223,9 +224,9 @@ def report(size: str, batch: int, seconds: dict[str, list[float]]) -> None:
 
 
 def start_up(rounds: int) -> None:
-    """From the launch of a process to the first character, against `import torch`; and the process's memory."""
+    """Measure the time from process start to the first character, and the memory of the process."""
     generate = [sys.executable, "-m", "minigpt.cli.app", "generate", "-p", "", "--backend", "onnx"]
-    first, whole = [], []
+    first, torch_import = [], []
     for _ in range(rounds):
         start = time.perf_counter()
         with subprocess.Popen(generate, stdout=subprocess.PIPE) as process:
@@ -235,11 +236,9 @@ def start_up(rounds: int) -> None:
             process.communicate()
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
-        whole.append(time.perf_counter() - start)
-    ours, torchs = statistics.median(first), statistics.median(whole)
-    print(
-        f"\nfirst character after {ours:.2f} s; import torch takes {torchs:.2f} s: x{ours / torchs:.3f}"
-    )
+        torch_import.append(time.perf_counter() - start)
+    ours, base = statistics.median(first), statistics.median(torch_import)
+    print(f"\nfirst character: {ours:.2f} s; import torch: {base:.2f} s; ratio {ours / base:.3f}")
     code = (
         f"from minigpt.cli.app import app\napp({generate[3:]}, standalone_mode=False)\n"
         "import psutil, sys; print(psutil.Process().memory_info().rss, file=sys.stderr)"
@@ -247,7 +246,7 @@ def start_up(rounds: int) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    print(f"memory of that process at its end: {int(result.stderr) / 2**20:.0f} MiB")
+    print(f"memory at the end of the process: {int(result.stderr) / 2**20:.0f} MiB")
 
 
 def main() -> None:
@@ -271,19 +270,20 @@ def main() -> None:
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
             model = transformers_model(size)
-            ways = {
-                "transformers": transformers_way(model),
-                **ctranslate2_ways(model, Path(folder), arguments.threads),
-                "ONNX Runtime GenAI float32": genai_way(size, Path(folder), arguments.threads),
-                **minigpt_ways(size, arguments.trained, Path(folder), arguments.threads),
+            cases = {
+                "transformers": transformers_case(model),
+                **ctranslate2_cases(model, Path(folder), arguments.threads),
+                "ONNX Runtime GenAI float32": genai_case(size, Path(folder), arguments.threads),
+                **minigpt_cases(size, arguments.trained, Path(folder), arguments.threads),
             }
             for batch in arguments.batches:
-                fitting = {
-                    name: way
-                    for name, way in ways.items()
-                    if batch == 1 or not name.endswith(", guesses")
+                # drafts are used for single texts only
+                selected = {
+                    name: run
+                    for name, run in cases.items()
+                    if batch == 1 or not name.endswith("with drafts")
                 }
-                report(size, batch, compare(fitting, batch, arguments.rounds))
+                report(size, batch, compare(selected, batch, arguments.rounds))
     start_up(arguments.rounds)
 
 

@@ -1,9 +1,9 @@
-"""Memory and speed of build_vocab and prepare on a large text, which is generated first.
+"""Memory and speed of the stages build_vocab and prepare on a large generated text.
 
     python benchmarks/preparation.py --gigabytes 1
 
-The two stages run as in `dvc repro`, in a temporary folder. Memory is the peak over the stage's
-processes together, with shared pages counted once (PSS).
+The two stages run as in `dvc repro`, in a temporary folder. Memory is the peak of the sum over all
+processes of a stage, with shared pages counted once (PSS).
 """
 
 import argparse
@@ -36,7 +36,7 @@ def generate(path: Path, size: int) -> int:
 
 
 def peak_memory(process: subprocess.Popen) -> int:
-    """Return the peak memory in bytes of a process and its children, once it has ended."""
+    """Wait for a process, and return the peak memory of it and its children in bytes."""
     peak = 0
     parent = psutil.Process(process.pid)
     while process.poll() is None:

@@ -1,4 +1,4 @@
-"""Data-parallel training on this machine: tokens a second of two processes against one, each with one thread.
+"""Speedup of data-parallel training: two processes and one, each with one thread.
 
 python benchmarks/scaling.py
 """
@@ -21,8 +21,8 @@ from minigpt.training.train import Trainer
 STEPS, ROUNDS = 40, 5
 
 
-def work() -> None:
-    """Train the default model on random ids; the first process prints the seconds."""
+def train() -> None:
+    """Train the default model on random ids; rank 0 prints the seconds."""
     params = load_params()
     with distributed.joined() as group:
         ids = np.random.default_rng(0).integers(4, 69, 100_000)
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    work() if distributed.launched() else main()
+    train() if distributed.launched() else main()

@@ -1,4 +1,4 @@
-"""Speed of encoding: MiniGPT's character encoder, nanoGPT's, and BPE by the library tokenizers.
+"""Encoding speed of the character tokenizers of MiniGPT and nanoGPT, and of byte-level BPE.
 
     python benchmarks/tokenization.py --megabytes 20
 

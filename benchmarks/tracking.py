@@ -1,12 +1,13 @@
-"""Cost of tracking: the training stage with and without tracking, in turn.
+"""Cost of tracking: time of the training stage with and without tracking.
 
     python benchmarks/tracking.py --rounds 3                 the default training: takes long
-    python benchmarks/tracking.py --rounds 3 --steps 200     a short one: fixed costs weigh more
+    python benchmarks/tracking.py --rounds 3 --steps 200     a short training: mostly fixed costs
 
-Run it after `dvc repro` has made the vocabulary and the tokens. Each training runs in a copy of the
-project with a new store. Printed are wall time and CPU time of the whole process, children
-included; the ratios are of the medians. Two equal trainings differ by some percent, and so does
-their difference. The CPU time of tracking is counted: its thread, and its calls in the main thread.
+Requires the vocabulary and the tokens, which `dvc repro` writes. Each training runs in a copy of
+the project with a new store. The output is the wall time and CPU time of the whole process,
+including child processes; the ratios are those of the medians. Equal trainings differ by a few
+percent, so the difference is noisy. The CPU time of tracking itself is exact: that of its thread,
+and of its calls in the main thread.
 """
 
 import argparse

@@ -1,14 +1,15 @@
-"""Training against transformers' GPT-2 with the usual PyTorch loop: tokens a second, and time to a loss.
+"""Training speed and loss of MiniGPT and of GPT-2 from `transformers`, called the peer.
 
-Tiny Shakespeare, one thread, models of one size (128 wide, d_ff 512, context 64). The peer has nanoGPT's settings
-for a CPU. Both sides train in turn in one process; evaluation, always on the whole validation split in blocks of 64,
-is off the clock. Times are CPU seconds, which other work on the machine disturbs least.
+Tiny Shakespeare, one thread, models of one size (128 channels, d_ff 512, context length 64). The
+peer has nanoGPT's settings for CPUs and the usual PyTorch loop. Both sides train alternately in
+one process. Evaluation covers the whole validation split in blocks of 64 and is not timed. Times
+are CPU seconds, since they depend least on other processes.
 
-    python benchmarks/training.py speed           tokens a second, default recipe and peer
-    python benchmarks/training.py loss            validation loss and time: peer, classic, fast; three seeds
-    python benchmarks/training.py ablation        the fast recipe with each of its ideas taken away once
-    python benchmarks/training.py minutes         the fast recipe for ten minutes on all cores
-    python benchmarks/training.py share           share of the processor's speed in matrix products
+    python benchmarks/training.py speed           tokens per second: recipes and peer
+    python benchmarks/training.py loss            validation loss and time: peer, classic, fast
+    python benchmarks/training.py ablation        fast without one of its methods at a time
+    python benchmarks/training.py minutes         fast for ten minutes on all cores
+    python benchmarks/training.py share           matrix products: share of the processor's speed
 """
 
 import argparse
@@ -35,8 +36,11 @@ FAST_BATCH = 24
 
 
 def read_ids(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Training and validation ids, and the vocabulary: the last tenth validates; to choose hyperparameters ("tune")
-    the tenth before it does, and the last is not touched."""
+    """Return training ids, validation ids, and the vocabulary size.
+
+    The last tenth of the text validates. For the choice of hyperparameters ("tune"), the tenth
+    before it validates, and the last is not used.
+    """
     text = path.read_text(encoding="utf-8")
     characters = sorted(set(text))
     ids = (
@@ -51,7 +55,7 @@ def read_ids(path: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def recipe(name: str, **changes) -> tuple[ModelConfig, TrainConfig]:
-    """params.yaml with a recipe's overrides, at the benchmark's context."""
+    """Return params.yaml with the overrides of a recipe and `changes`, for the context of 64."""
     yaml = YAML(typ="safe", pure=True)
     params = yaml.load(ROOT / "params.yaml")
     for line in (ROOT / "recipes" / name).read_text().split():
@@ -66,7 +70,7 @@ def recipe(name: str, **changes) -> tuple[ModelConfig, TrainConfig]:
 
 
 def train(data, model_config: ModelConfig, config: TrainConfig) -> tuple[float, float, MiniGPT]:
-    """CPU seconds of training, validation loss and the model."""
+    """Return the CPU seconds of the training, the validation loss and the model."""
     train_ids, val_ids, vocab_size = data
     torch.manual_seed(config.seed)
     model = MiniGPT(vocab_size, model_config)
@@ -75,11 +79,11 @@ def train(data, model_config: ModelConfig, config: TrainConfig) -> tuple[float, 
     began = time.process_time()
     seconds = []
     progress = trainer.run(lambda row: seconds.append(time.process_time() - began))
-    return seconds[0], progress.best_val_loss, model  # the first row comes before the evaluation
+    return seconds[0], progress.best_val_loss, model  # the first report precedes evaluation
 
 
 class Peer:
-    """transformers' GPT-2, trained as nanoGPT trains (its CPU recipe: 2,000 steps, 1e-3 → 1e-4, β₂ 0.99)."""
+    """GPT-2 with nanoGPT's training recipe for CPUs: 2,000 steps, 1e-3 → 1e-4, β₂ 0.99."""
 
     def __init__(self, data, seed: int):
         import transformers
@@ -103,7 +107,7 @@ class Peer:
         return self.model(input_ids, use_cache=False).logits
 
     def train(self, steps: int) -> float:
-        """CPU seconds of so many steps."""
+        """Train for `steps` and return the CPU seconds."""
         began = time.process_time()
         self.model.train()
         for _ in range(steps):
@@ -135,7 +139,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def compare_speed(data, args) -> None:
-    """The same batches of 12 × 64 on both sides, 20 steps in turn."""
+    """Train both sides alternately for 20 steps, with equal batches of 12 × 64."""
     steps = 20
     changes = {"max_steps": steps, "batch_size": PEER_BATCH, "warmup_steps": 0, "decay_steps": 1}
     sides = {
@@ -167,7 +171,7 @@ def compare_loss(data, args) -> None:
             "classic, same tokens": recipe(
                 "classic", max_steps=PEER_STEPS, batch_size=PEER_BATCH, seed=seed
             ),
-            "fast, to that loss": recipe(
+            "fast, same loss": recipe(
                 "fast", seed=seed, batch_size=args.batch, **schedule(args.short)
             ),
             "fast, same time": recipe(
@@ -201,10 +205,10 @@ def show(row: tuple, parameters: int) -> None:
 
 
 ABLATIONS = {
-    "all of it": {},
+    "nothing": {},
     "sinusoidal positions": {"positional": "sinusoidal"},
     "no query/key norm": {"qk_norm": False},
-    "no pair embeddings": {"bigram_buckets": 0},
+    "no bigram embeddings": {"bigram_buckets": 0},
     "AdamW": {"optimizer": "adamw", "learning_rate": 5e-3},
     "cosine schedule": {"schedule": "cosine"},
     "float32": {"precision": "float32"},
@@ -212,7 +216,7 @@ ABLATIONS = {
 
 
 def ablate(data, args) -> None:
-    print("without: loss (median of seeds), CPU seconds")
+    print("change: loss (median of seeds), CPU seconds")
     for name, changes in ABLATIONS.items():
         results = [
             train(
@@ -228,13 +232,13 @@ def ablate(data, args) -> None:
 
 
 def measure_share(data, args) -> None:
-    """Operations of the matrix products in training, against what the processor does in bare products of one size."""
+    """Compare matrix products in training with large square ones, in operations per second."""
     peaks = {
         dtype: max(product_speed(n, dtype) for n in (512, 1024, 2048))
         for dtype in (torch.float32, torch.bfloat16)
     }
     for dtype, peak in peaks.items():
-        print(f"bare products in {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s")
+        print(f"square products in {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s")
     for name in ("classic", "fast"):
         for precision in ("float32", "bfloat16"):
             changes = {
@@ -250,7 +254,8 @@ def measure_share(data, args) -> None:
                 sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
                 + model.head.weight.numel()
             )
-            # a token costs 2 operations a weight forwards and 4 backwards; so do its products with keys and values
+            # per token and weight: 2 operations in the forward pass, 4 in the backward pass; the
+            # same for the products with keys and values
             per_token = 6 * (
                 matrices + 2 * model_config.num_layers * model_config.d_model * CONTEXT
             )
@@ -274,7 +279,7 @@ def product_speed(n: int, dtype: torch.dtype) -> float:
 
 
 def train_for_minutes(data, args) -> None:
-    """The loss by the clock: what a laptop's ten minutes give. Evaluated at the model's own context."""
+    """Print the validation loss by wall time, evaluated at the context length of the model."""
     torch.set_num_threads(args.threads)
     sizes = {"d_model": 256, "num_heads": 8, "num_layers": 3, "d_ff": 1024, "max_seq_len": 128}
     model_config, config = recipe(
@@ -303,21 +308,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["speed", "loss", "ablation", "minutes", "share"])
+    parser.add_argument("benchmark", choices=["speed", "loss", "ablation", "minutes", "share"])
     parser.add_argument("--data", type=Path, default=ROOT / "data/raw/tinyshakespeare.txt")
     parser.add_argument("--split", choices=["tune", "report"], default="report")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="for minutes; the rest has one"
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="for `minutes`; the other benchmarks use one",
     )
     parser.add_argument("--batch", type=int, default=FAST_BATCH)
     parser.add_argument(
-        "--short", type=int, default=150, help="steps of the fast recipe to the peer's loss"
+        "--short", type=int, default=150, help="steps of fast to reach the peer's loss"
     )
-    parser.add_argument(
-        "--long", type=int, default=3000, help="steps of the fast recipe in the peer's time"
-    )
+    parser.add_argument("--long", type=int, default=3000, help="steps of fast in the peer's time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = read_ids(args.data, args.split)
@@ -327,7 +333,7 @@ def main() -> None:
         "ablation": ablate,
         "minutes": train_for_minutes,
         "share": measure_share,
-    }[args.what](data, args)
+    }[args.benchmark](data, args)
 
 
 if __name__ == "__main__":
