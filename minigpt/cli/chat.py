@@ -1,6 +1,6 @@
 """minigpt-cli chat: write a text in turns with the model.
 
-The model has learned from texts, not from dialogues. A session is therefore one text, which the
+The model has learned from texts, not from conversations. A session is therefore one text, which the
 user and the model extend in turn.
 """
 

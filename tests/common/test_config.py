@@ -100,7 +100,11 @@ def test_the_project_s_own_parameters_are_valid():
             "normalization: nfc",
             "data.normalization: Input should be 'NFC', .*, but it is 'nfc'",
         ),
-        ("  seed: 0 # of the initial", "  # ", "train.seed: missing; add it"),
+        (
+            "  seed: 0                     # random seed of initial",
+            "  # ",
+            "train.seed: missing; add it",
+        ),
         ("export:", "exprot:", r"exprot: unknown key; .*also wrong: export"),
         ("model:", "model: {", "not valid YAML: "),
         ("d_model: 128", "d_model: 128\n  d_model: 64", "not valid YAML: .*duplicate key"),

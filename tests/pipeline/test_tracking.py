@@ -108,7 +108,8 @@ def gate(mlflow_server):
 
 
 def train_with_seed(project: Project, seed: int) -> None:
-    project.edit("params.yaml", "seed: 0 # of the initial", f"seed: {seed} # of the initial")
+    old = "seed: 0                     # random seed of initial"
+    project.edit("params.yaml", old, old.replace("0", str(seed)))
 
 
 def runs(uri: str, seed: int) -> list:
