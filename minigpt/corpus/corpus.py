@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from minigpt.common.config import DataConfig
 from minigpt.common.errors import UserError
@@ -29,13 +29,14 @@ from minigpt.corpus.readers import Reader
 from minigpt.tokenizer.normalization import normalize
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 CHUNK_CHARACTERS = 1 << 20  # of a stream, yielded at once
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or a chunk of a stream, of which only the first `begins`."""
+    """A document, or a chunk of a stream, of which the first `begins` and the last `ends`."""
 
     text: str
     split: Split
@@ -43,21 +44,13 @@ class Document:
     ends: bool = True
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """Values of `auto`: what separates documents, and the share held out, in [0, 1)."""
-
-    documents: str
-    val_fraction: float
-
-
-DEFAULTS = Defaults(documents="blank_line", val_fraction=0.1)
+# Values of `auto`: what separates documents, and the share of them that is held out.
+DEFAULTS = ("blank_line", 0.1)
 BUILT_IN_DEFAULTS = {
-    # nothing held out: every sentence is needed for the 40 symbols, and to memorize the fox
-    "data/raw/sentences.txt": Defaults(documents="line", val_fraction=0.0),
-    "data/raw/tales.txt": DEFAULTS,
-    "data/raw/python-docs": Defaults(documents="file", val_fraction=0.1),
-    "data/raw/names.txt": Defaults(documents="line", val_fraction=0.1),
+    # Nothing is held out: all sentences together make the 40 symbols of the vocabulary.
+    "data/raw/sentences.txt": ("line", 0.0),
+    "data/raw/python-docs": ("file", 0.1),
+    "data/raw/names.txt": ("line", 0.1),
 }
 
 
@@ -74,11 +67,12 @@ class Corpus:
     def __init__(self, config: DataConfig):
         self.config = config
         self.reader = Reader(config)
-        defaults = BUILT_IN_DEFAULTS.get("/".join(Path(config.path).parts[-3:]), DEFAULTS)
-        self.documents = defaults.documents if config.documents == "auto" else config.documents
-        self.val_fraction = (
-            defaults.val_fraction if isinstance(config.val_fraction, str) else config.val_fraction
-        )
+        name = "/".join(Path(config.path).parts[-3:])
+        self.documents, self.val_fraction = BUILT_IN_DEFAULTS.get(name, DEFAULTS)
+        if config.documents != "auto":
+            self.documents = config.documents
+        if config.val_fraction != "auto":
+            self.val_fraction = config.val_fraction
         self.documents_dropped = 0
 
     def __iter__(self) -> Iterator[Document]:
@@ -104,34 +98,33 @@ class Corpus:
 
     def _texts(self) -> Iterator[str]:
         """Yield the normalized text of every document that is not blank."""
-        for file in self.reader.files:
-            for lines in self.reader.read_units(file):
-                for text in cut(lines, self.documents, self.config.separator):
-                    text = normalize(text, self.config.normalization).strip("\n")
-                    if text.strip():
-                        yield text
+        for lines in self.reader:
+            for text in cut(lines, self.documents, self.config.separator):
+                text = normalize(text, self.config.normalization).strip("\n")
+                if text.strip():
+                    yield text
 
     def _stream(self) -> Iterator[Document]:
         """Yield all text as one training and one validation document.
 
         A stream has no documents to sample from, so its end is held out.
         """
-        border = round(sum(map(len, self._chunks())) * (1 - self.val_fraction))
+        total = sum(map(len, self._chunks()))
+        border = round(total * (1 - self.val_fraction))
         position = 0
         for chunk in self._chunks():
             cut_at = max(0, min(len(chunk), border - position))
-            parts: list[tuple[Split, str]] = [("train", chunk[:cut_at]), ("val", chunk[cut_at:])]
-            for split, text in parts:
+            for split, text in zip(SPLITS, (chunk[:cut_at], chunk[cut_at:]), strict=True):
                 if text:
-                    yield Document(text, split, begins=position in (0, border), ends=False)
+                    begins = position in (0, border)
                     position += len(text)
+                    yield Document(text, split, begins, ends=position in (border, total))
 
     def _chunks(self) -> Iterator[str]:
         """Yield the whole text in chunks of about `CHUNK_CHARACTERS`, each of whole lines."""
-        for file in self.reader.files:
-            lines = itertools.chain.from_iterable(self.reader.read_units(file))
-            for chunk in batched_by_size(lines, len, CHUNK_CHARACTERS):
-                yield normalize("\n".join(chunk) + "\n", self.config.normalization)
+        lines = itertools.chain.from_iterable(self.reader)
+        for chunk in batched_by_size(lines, len, CHUNK_CHARACTERS):
+            yield normalize("\n".join(chunk) + "\n", self.config.normalization)
 
 
 def cut(lines: Iterable[str], documents: str, separator: str = "") -> Iterator[str]:

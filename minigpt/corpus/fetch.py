@@ -3,7 +3,6 @@
 A download is pinned to its SHA-256 in the table below; a file with another content is never kept.
 """
 
-import os
 import shutil
 import sys
 import tempfile
@@ -140,13 +139,10 @@ def _reason(error: BaseException) -> str:
 
 def _write_python_docs(target: Path) -> Path:
     """Write the topics of the built-in `help()` into the folder `target`, a file each."""
-    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        for topic, text in sorted(topics.items()):
-            (workspace / f"{topic}.txt").write_text(text.strip("\n") + "\n", encoding="utf-8")
-        workspace.chmod(0o755)  # mkdtemp makes it private
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
+        complete = Path(workspace) / target.name
+        complete.mkdir()
+        for topic, text in topics.items():
+            (complete / f"{topic}.txt").write_text(text.strip("\n") + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(workspace, target)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-    return target
+        return complete.replace(target)

@@ -16,6 +16,7 @@ import zstandard
 
 from minigpt.common.config import DataConfig
 from minigpt.common.errors import UserError
+from minigpt.common.files import read_errors
 from minigpt.tokenizer.normalization import LONE_SURROGATE
 
 FORMATS = {
@@ -44,46 +45,46 @@ class Reader:
         self.bytes_total = sum(file.stat().st_size for file in self.files)
         self._bytes_done = 0  # of the files before the open one
         self._open_file: IO[bytes] | None = None
+        self._codec_errors = "replace" if config.invalid_utf8 == "replace" else "strict"
 
     @property
     def bytes_read(self) -> int:
         """Bytes read so far in the current pass; compressed bytes where files are compressed."""
         return self._bytes_done + (self._open_file.tell() if self._open_file else 0)
 
-    def read_units(self, file: Path) -> Iterator[Iterator[str]]:
+    def __iter__(self) -> Iterator[Iterator[str]]:
         """Yield units that a document never spans (a text file, a table row), as their lines."""
-        kind = infer_format(file) if self.config.format == "auto" else self.config.format
-        if kind is None:
-            raise UserError(
-                f"{file}: cannot infer the format from the extension; set data.format to "
-                f"{', '.join(sorted(set(FORMATS.values())))}"
-            )
-        if file == self.files[0]:
-            self._bytes_done = 0
-        with read_errors(file), file.open("rb") as self._open_file:
-            stream = _decompress(self._open_file, file)
-            if kind == "text":
-                yield read_lines(stream, file, self._codec_errors)
-            else:
-                for text in self._read_rows(stream, file, kind):
-                    yield iter(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
-        self._open_file = None
-        self._bytes_done += file.stat().st_size
+        self._bytes_done = 0
+        for file in self.files:
+            kind = infer_format(file) if self.config.format == "auto" else self.config.format
+            with damaged_file_errors(file), file.open("rb") as self._open_file:
+                yield from self._read_units(_decompress(self._open_file, file), file, kind)
+            self._open_file = None
+            self._bytes_done += file.stat().st_size
 
-    def _read_rows(self, stream: IO[bytes], file: Path, kind: str) -> Iterator[str]:
-        """Yield the text column of a table, row by row; rows without a text are skipped."""
+    def _read_units(
+        self, stream: IO[bytes], file: Path, kind: str | None
+    ) -> Iterator[Iterator[str]]:
         column = self.config.text_column
-        if kind == "jsonl":
-            yield from read_jsonl(read_lines(stream, file, self._codec_errors), file, column)
-        elif kind == "parquet":
-            yield from read_parquet(stream, file, column)
-        else:
-            delimiter = "," if kind == "csv" else "\t"
-            yield from read_csv(stream, file, column, delimiter, self._codec_errors)
-
-    @property
-    def _codec_errors(self) -> str:
-        return "replace" if self.config.invalid_utf8 == "replace" else "strict"
+        lines = read_lines(stream, file, self._codec_errors)
+        match kind:
+            case "text":
+                yield lines
+                return
+            case "jsonl":
+                texts = read_jsonl(lines, file, column)
+            case "parquet":
+                texts = read_parquet(stream, file, column)
+            case "csv" | "tsv":
+                delimiter = "," if kind == "csv" else "\t"
+                texts = read_csv(stream, file, column, delimiter, self._codec_errors)
+            case _:
+                raise UserError(
+                    f"{file}: cannot infer the format from the extension; set data.format to "
+                    f"{', '.join(sorted(set(FORMATS.values())))}"
+                )
+        for text in texts:
+            yield iter(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
 
 
 def find_files(path: Path, pattern: str) -> list[Path]:
@@ -119,16 +120,13 @@ def infer_format(file: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def read_errors(file: Path) -> Iterator[None]:
+def damaged_file_errors(file: Path) -> Iterator[None]:
     """Turn errors of opening, reading and decompressing `file` into a UserError."""
-    try:
-        yield
-    except PermissionError:
-        raise UserError(f"{file}: cannot be read: permission denied") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError):
-        raise UserError(f"{file}: damaged, or not compressed as its extension says") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+    with read_errors(file, "it was deleted while the corpus was read"):
+        try:
+            yield
+        except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError):
+            raise UserError(f"{file}: damaged, or not compressed as its extension says") from None
 
 
 def _decompress(raw: IO[bytes], file: Path) -> Any:
@@ -149,8 +147,8 @@ def read_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterato
         errors: "strict" rejects bytes that are not UTF-8, "replace" reads them as U+FFFD.
     """
     offset = 0
-    # here too: a caller that holds this iterator reads the stream outside `read_units`
-    with read_errors(file):
+    # here too: a caller that holds this iterator reads the stream outside `Reader.__iter__`
+    with damaged_file_errors(file):
         for raw in stream:
             try:
                 line = raw.decode("utf-8", errors)
@@ -175,7 +173,7 @@ def read_jsonl(lines: Iterable[str], file: Path, column: str) -> Iterator[str]:
         except ValueError as error:
             raise UserError(f"{file}: line {number} is not JSON: {error}") from None
         if not isinstance(row, dict) or column not in row:
-            columns = list(row) if isinstance(row, dict) else []
+            columns = row if isinstance(row, dict) else []
             raise _missing_column(f"{file}: line {number}", column, columns)
         if row[column] is not None:
             # an escape like \ud83d without its second half is not a character
@@ -198,7 +196,7 @@ def read_csv(
         )
         for chunk in chunks:
             if column not in chunk:
-                raise _missing_column(str(file), column, list(chunk))
+                raise _missing_column(str(file), column, chunk.columns)
             yield from chunk[column]
     except pd.errors.EmptyDataError:
         return
@@ -225,6 +223,6 @@ def read_parquet(stream: IO[bytes], file: Path, column: str) -> Iterator[str]:
         yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
 
 
-def _missing_column(where: str, column: str, columns: list[str]) -> UserError:
+def _missing_column(where: str, column: str, columns: Iterable[str]) -> UserError:
     known = ", ".join(map(repr, columns)) or "none"
     return UserError(f"{where}: no column {column!r}; set data.text_column to one of: {known}")

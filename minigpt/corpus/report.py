@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from minigpt.corpus.corpus import Document
-from minigpt.corpus.encode import Encoded
 from minigpt.data.token_files import SplitInfo
 
 NUM_EXAMPLES = 3  # documents, each cut to EXAMPLE_LENGTH characters
@@ -33,11 +32,11 @@ class DataReport:
                 self.examples.append(document.text[:EXAMPLE_LENGTH])
             yield document
 
-    def add(self, batch: Encoded) -> None:
-        """Count the lengths of the documents of a batch."""
-        powers = np.log2(batch.table["characters"]).astype(int) + 1
-        for split, counts in powers.groupby(batch.table["split"]).value_counts().groupby(level=0):
-            self.lengths.loc[counts.index.get_level_values(1), split] += counts.to_numpy()
+    def add(self, table: pd.DataFrame) -> None:
+        """Count the lengths of the documents in `table`, a part of the table of documents."""
+        powers = np.log2(table["characters"]).astype(int) + 1
+        counts = pd.crosstab(powers, table["split"])
+        self.lengths = self.lengths.add(counts, fill_value=0).astype(int)
 
     def write(
         self, folder: Path, splits: dict[str, SplitInfo], dropped: int, vocab_size: int

@@ -5,8 +5,8 @@ Format: a folder with
     train.bin, val.bin   ids of a split, as little-endian integers of the smallest unsigned type
     meta.json            data type, fingerprint of the vocabulary, and for each split a `SplitInfo`
 
-Each document is stored between <bos> and <eos>. `TokenWriter` and `write_meta` write the files,
-`Tokens` reads them.
+Each document is stored between <bos> and <eos>. `encode_corpus` writes the files, `Tokens` reads
+them.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.tokenizer import EOS, Tokenizer
+from minigpt.common.files import file_digest, read_errors
+from minigpt.tokenizer import Tokenizer
 
 META = "meta.json"
 
@@ -49,52 +50,36 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
 
 
-class TokenWriter:
-    """Appends ids to the token file of one split and counts them; use as a context manager."""
-
-    def __init__(self, folder: Path, split: str, vocab_size: int):
-        self.split, self._path = split, _token_file(folder, split)
-        self._dtype = token_dtype(vocab_size)
-        self._counts = dict.fromkeys(("documents", "tokens", "characters", "bytes", "unknown"), 0)
-        self._digest = hashlib.sha256()
-        self._last = b""  # the last id
-
-    def __enter__(self) -> "TokenWriter":
-        self._file = self._path.open("wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, data: bytes, counts: Mapping[str, int]) -> None:
-        """Append the ids of documents; `counts` are their fields of `SplitInfo`."""
-        for name in self._counts:
-            self._counts[name] += counts[name]
-        self._write(data)
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._last = data[-self._dtype.itemsize :] or self._last
-
-    def finish(self) -> SplitInfo:
-        """End a stream's document, which is still open, and return the contents of the file."""
-        end = np.array([EOS], self._dtype).tobytes()
-        if self._last not in (b"", end):
-            self._write(end)
-            self._counts["tokens"] += 1
-        return SplitInfo(**self._counts, sha256=self._digest.hexdigest())
+def token_file(folder: Path, split: str) -> Path:
+    """Return the path of the ids of `split`."""
+    return folder / f"{split}.bin"
 
 
-def write_meta(folder: Path, tokenizer: Tokenizer, splits: dict[str, SplitInfo]) -> None:
-    """Write meta.json, once the token files are complete."""
+def write_meta(
+    folder: Path, tokenizer: Tokenizer, counts: Mapping[str, Mapping[str, int]]
+) -> dict[str, SplitInfo]:
+    """Write meta.json, once the token files are complete.
+
+    Args:
+        folder: Folder of the token files.
+        tokenizer: Tokenizer that made them.
+        counts: Fields of the `SplitInfo` of each split, without the digest.
+
+    Returns:
+        The contents of each split.
+    """
+    splits = {
+        split: SplitInfo(**fields, sha256=file_digest(token_file(folder, split), "sha256"))
+        for split, fields in counts.items()
+    }
     meta = {
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "vocab_size": tokenizer.vocab_size,
         "vocab_sha256": tokenizer.sha256(),
-        "splits": {name: asdict(info) for name, info in splits.items()},
+        "splits": {split: asdict(info) for split, info in splits.items()},
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
+    return splits
 
 
 class Tokens:
@@ -115,19 +100,18 @@ class Tokens:
     def __init__(self, folder: Path, tokenizer: Tokenizer | None = None):
         advice = "run the stage prepare"
         try:
-            meta = json.loads((folder / META).read_text())
+            with read_errors(folder / META, advice):
+                meta = json.loads((folder / META).read_text())
             dtype = np.dtype(meta["dtype"]).newbyteorder("<")
             self.info = {name: SplitInfo(**info) for name, info in meta["splits"].items()}
             self.vocab_sha256: str = meta["vocab_sha256"]
-        except FileNotFoundError:
-            raise UserError(f"{folder / META}: not found; {advice}") from None
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{folder / META}: damaged; {advice}") from None
         if tokenizer is not None and tokenizer.sha256() != self.vocab_sha256:
             raise UserError(f"{folder}: made with another vocabulary; {advice}")
         self.ids: dict[str, np.ndarray] = {}
         for name, info in self.info.items():
-            file = _token_file(folder, name)
+            file = token_file(folder, name)
             if not file.exists() or file.stat().st_size != info.tokens * dtype.itemsize:
                 raise UserError(
                     f"{file}: missing, or not {info.tokens} tokens of {dtype}; {advice}"
@@ -144,7 +128,3 @@ class Tokens:
         """Return a fingerprint of the tokens of `splits` and the vocabulary."""
         parts = [self.vocab_sha256, *(self.info[name].sha256 for name in splits)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-
-def _token_file(folder: Path, split: str) -> Path:
-    return folder / f"{split}.bin"

@@ -93,11 +93,10 @@ def test_stream_is_cut_once_at_its_position(tmp_path_factory, text, fraction):
     train = "".join(document.text for document in found if document.split == "train")
     assert len(train) == round(len(whole) * (1 - fraction))
     assert whole.startswith(train)
-    for split in ("train", "val"):
-        assert [document.begins for document in found if document.split == split][:1] in (
-            [],
-            [True],
-        )
+    for split in {document.split for document in found}:
+        chunks = [document for document in found if document.split == split]
+        assert [chunk.begins for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+        assert [chunk.ends for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
 TEXTS = ["one", 'two,\nwith "quotes"\tand a tab', "NA", "naïve 🦊"]

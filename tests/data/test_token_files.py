@@ -1,83 +1,74 @@
+from dataclasses import asdict
+from itertools import chain, starmap
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
-from minigpt.common.parallel import batched_by_size
 from minigpt.corpus.corpus import Document
-from minigpt.corpus.encode import encode_documents
-from minigpt.data.token_files import Tokens, TokenWriter, token_dtype, write_meta
+from minigpt.corpus.encode import encode_corpus
+from minigpt.data.token_files import Tokens, token_dtype
 from minigpt.tokenizer import BOS, EOS, UNK, CharTokenizer
 
 
-def write(folder) -> CharTokenizer:
-    tokenizer = CharTokenizer("abché")
+def write(folder, tokenizer, documents) -> Tokens:
+    """Write token files of `documents` and return them."""
+    encode_corpus(documents, tokenizer, folder, folder / "documents.parquet")
+    return Tokens(folder, tokenizer)
+
+
+@pytest.fixture
+def tokenizer() -> CharTokenizer:
+    return CharTokenizer("abché")
+
+
+@pytest.fixture
+def tokens(tmp_path, tokenizer) -> Tokens:
     documents = [Document("abc", "train"), Document("hé", "train"), Document("?c", "train")]
-    with TokenWriter(folder, "train", 9) as train, TokenWriter(folder, "val", 9) as val:
-        batch = encode_documents(documents, tokenizer)
-        train.add(batch.data[train.split], batch.counts(train.split))
-        val.add(batch.data[val.split], batch.counts(val.split))
-        write_meta(folder, tokenizer, {"train": train.finish(), "val": val.finish()})
-    return tokenizer
+    return write(tmp_path, tokenizer, documents)
 
 
-def test_token_files_describe_their_contents(tmp_path):
-    tokenizer = write(tmp_path)
-    tokens = Tokens(tmp_path, tokenizer)
+def test_token_files_describe_their_contents(tokens):
     assert tokens.ids["train"].tolist() == [BOS, 4, 5, 6, EOS, BOS, 7, 8, EOS, BOS, UNK, 6, EOS]
-    info = tokens.info["train"]
-    assert (info.documents, info.tokens, info.characters, info.bytes, info.unknown) == (
-        3,
-        13,
-        7,
-        8,
-        1,
-    )
+    assert asdict(tokens.info["train"]) | {"sha256": ""} == {
+        "documents": 3,
+        "tokens": 13,
+        "characters": 7,
+        "bytes": 8,
+        "unknown": 1,
+        "sha256": "",
+    }
     assert tokens.info["val"].documents == 0
     assert tokens.val_split == "train"  # nothing was held out
-    assert tokens.ids["train"].dtype == token_dtype(tokenizer.vocab_size) == np.uint8
-    assert token_dtype(257) == np.dtype("<u2")
 
 
-@given(
-    st.lists(st.tuples(st.text(), st.sampled_from(["train", "val"])), max_size=20),
-    st.integers(1, 30),
-)
-def test_token_files_do_not_depend_on_the_batching(tmp_path_factory, documents, limit):
-    folder = tmp_path_factory.mktemp("tokens")
+@pytest.mark.parametrize(("size", "dtype"), [(256, "u1"), (257, "<u2"), (2**20, "<u4")])
+def test_ids_take_the_smallest_type(size, dtype):
+    assert token_dtype(size) == np.dtype(dtype)
+
+
+@given(st.lists(st.tuples(st.text(), st.sampled_from(["train", "val"])), max_size=20))
+def test_documents_keep_their_order(tmp_path_factory, documents):
     tokenizer = CharTokenizer("abcde 0")
-    batches = batched_by_size(
-        (Document(*document) for document in documents), lambda d: len(d.text) + 1, limit
-    )
-    with TokenWriter(folder, "train", 11) as train, TokenWriter(folder, "val", 11) as val:
-        for batch in batches:
-            encoded = encode_documents(batch, tokenizer)
-            train.add(encoded.data["train"], encoded.counts("train"))
-            val.add(encoded.data["val"], encoded.counts("val"))
-        write_meta(folder, tokenizer, {"train": train.finish(), "val": val.finish()})
-    tokens = Tokens(folder, tokenizer)
+    tokens = write(tmp_path_factory.mktemp("tokens"), tokenizer, starmap(Document, documents))
     for split in ("train", "val"):
-        expected = [
-            token for text, where in documents if where == split for token in tokenizer.encode(text)
-        ]
-        assert tokens.ids[split].tolist() == expected
-        assert tokens.info[split].documents == sum(where == split for _, where in documents)
+        texts = [text for text, where in documents if where == split]
+        assert tokens.ids[split].tolist() == list(chain.from_iterable(map(tokenizer.encode, texts)))
+        assert tokens.info[split].documents == len(texts)
 
 
 def test_stream_is_one_document(tmp_path):
     tokenizer = CharTokenizer("abc")
-    with TokenWriter(tmp_path, "train", 7) as writer:
-        for text, begins in (("ab", True), ("c", False), ("a", False)):
-            encoded = encode_documents([Document(text, "train", begins, ends=False)], tokenizer)
-            writer.add(encoded.data["train"], encoded.counts("train"))
-        info = writer.finish()
-    assert np.fromfile(tmp_path / "train.bin", np.uint8).tolist() == tokenizer.encode("abca")
-    assert (info.documents, info.tokens) == (1, 6)
+    chunks = (("ab", True, False), ("c", False, False), ("a", False, True))
+    documents = [Document(text, "train", begins, ends) for text, begins, ends in chunks]
+    tokens = write(tmp_path, tokenizer, documents)
+    assert tokens.ids["train"].tolist() == tokenizer.encode("abca")
+    assert (tokens.info["train"].documents, tokens.info["train"].tokens) == (1, 6)
 
 
-def test_token_files_are_verified_on_opening(tmp_path):
-    tokenizer = write(tmp_path)
+def test_token_files_are_verified_on_opening(tmp_path, tokens, tokenizer):
     with pytest.raises(UserError, match="made with another vocabulary"):
         Tokens(tmp_path, CharTokenizer("xyz"))
     (tmp_path / "train.bin").write_bytes(b"123")

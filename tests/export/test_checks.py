@@ -12,9 +12,9 @@ from conftest import ARCHITECTURES, build_model, model_metadata, randomize, trai
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Document
-from minigpt.corpus.encode import encode_documents
+from minigpt.corpus.encode import encode_corpus
 from minigpt.data.batches import Batches
-from minigpt.data.token_files import SplitInfo, Tokens, TokenWriter, write_meta
+from minigpt.data.token_files import SplitInfo, Tokens
 from minigpt.evaluation.evaluate import predict, summarize
 from minigpt.export.checks import check_parity, check_quality, logits_of, max_logit_difference
 from minigpt.export.onnx_graph import to_onnx
@@ -209,14 +209,8 @@ def test_bpe_model_from_text_to_both_backends(tmp_path):
     ]
     tokenizer = BPETokenizer(300, "NFC")
     tokenizer.build_vocab(documents)
-    batch = encode_documents([Document(text, "train") for text in documents], tokenizer)
-    writers = {
-        split: TokenWriter(tmp_path, split, tokenizer.vocab_size) for split in ("train", "val")
-    }
-    for writer in writers.values():
-        with writer:
-            writer.add(batch.data[writer.split], batch.counts(writer.split))
-    write_meta(tmp_path, tokenizer, {split: writer.finish() for split, writer in writers.items()})
+    training = [Document(text, "train") for text in documents]
+    encode_corpus(training, tokenizer, tmp_path, tmp_path / "documents.parquet")
     tokens = Tokens(tmp_path, tokenizer)
     assert tokens.ids["train"].dtype == np.uint16
     assert tokenizer.decode(tokens.ids["train"].tolist()) == "".join(documents)

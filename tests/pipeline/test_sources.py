@@ -9,8 +9,6 @@ import sys
 import pytest
 from conftest import Project
 
-from minigpt.data.token_files import TokenWriter
-
 STAGES = (["pipeline.build_vocab"], ["pipeline.prepare"])
 
 
@@ -132,10 +130,10 @@ def test_a_full_disk_leaves_the_old_files(project, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     before = {file: file.read_bytes() for file in (project.root / "data/tokens").iterdir()}
 
-    def full_disk(self, data):
+    def full_disk(self, table):
         raise OSError(errno.ENOSPC, "No space left on device", "data/tokens/train.bin")
 
-    monkeypatch.setattr(TokenWriter, "_write", full_disk)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full_disk)
     with pytest.raises(SystemExit, match="the disk is full; make room and try again"):
         run_stage(prepare.main)
     assert {file: file.read_bytes() for file in (project.root / "data/tokens").iterdir()} == before
