@@ -6,7 +6,7 @@ user and the model extend in turn.
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -85,22 +85,22 @@ class Chat:
 
     def __init__(self, backend: "Backend", **settings: Any):
         """Start a session with `max_new_tokens` and the attributes of `Sampling` as settings."""
-        from rich.console import Console
-
         self.backend = backend
         self.configure(**settings)
-        self.console = Console(highlight=False)
-        self.before = ""  # the text before the last continuation
-        self.text = ""
-        self.sample = 0
+        self.reset()
         self.commands: dict[str, Callable[[list[str]], None]] = {
             "/regenerate": self.regenerate,
             "/set": self.set,
             "/seed": lambda words: self.set(["seed", *words]),
             "/new": self.reset,
             "/text": lambda words: print(visible(self.text)),
-            "/help": lambda words: self.comment(HELP),
+            "/help": lambda words: comment(HELP),
         }
+
+    def reset(self, words: Sequence[str] = ()) -> None:
+        self.text = ""
+        self.before: str | None = None  # the text before the last continuation
+        self.sample = 0  # number of the last continuation of that text
 
     def configure(self, max_new_tokens: int, **sampling: Any) -> None:
         """Change the settings.
@@ -126,7 +126,7 @@ class Chat:
                 raise UserError(f"{name}: no such command; /help lists them")
             self.commands[name](words)
         except UserError as error:
-            self.comment(str(error))
+            comment(str(error))
 
     def generate(self, prompt: str, sample: int = 0) -> None:
         from minigpt.generation.engine import Text, write
@@ -140,29 +140,24 @@ class Chat:
         self.text = prompt + text.text
         if text.stopped == "eos":
             self.text = ""
-            self.comment("(the end)")
+            comment("(the end)")
 
     def regenerate(self, words: list[str]) -> None:
-        if not self.sample and not self.before and not self.text:
+        if self.before is None:
             raise UserError("/regenerate: nothing to replace yet; type a text first")
         self.generate(self.before, self.sample + 1)
-
-    def reset(self, words: list[str]) -> None:
-        self.before = self.text = ""
 
     def set(self, words: list[str]) -> None:
         settings = {**asdict(self.sampling), "max_new_tokens": self.max_new_tokens}
         if not words:
-            self.comment("\n".join(f"{name} {value}" for name, value in settings.items()))
+            comment("\n".join(f"{name} {value}" for name, value in settings.items()))
             return
         name, *values = words
         if name not in settings or len(values) != 1:
-            raise UserError(f"/set: needs one of {', '.join(settings)}, and a value")
+            raise UserError(
+                f"/set: needs one of {', '.join(settings)} and a value, as in /set temperature 0.5"
+            )
         self.configure(**{**settings, name: _parse(name, values[0], type(settings[name]))})
-
-    def comment(self, text: str) -> None:
-        """Print `text` so that it differs from generated text."""
-        self.console.out(text, style="dim", highlight=False)
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
@@ -172,3 +167,10 @@ def _parse(name: str, text: str, kind: type) -> Any:
     except (KeyError, ValueError):
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"{name}: must be {expected}, but it is {text}") from None
+
+
+def comment(text: str) -> None:
+    """Print `text` so that it differs from generated text."""
+    from rich.console import Console
+
+    Console().out(text, style="dim", highlight=False)

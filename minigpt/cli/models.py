@@ -79,7 +79,7 @@ def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
         except Exception as error:  # of MLflow, SQLAlchemy or the network
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{uri}: not found in MLflow: {reason}; `make ui` shows what is there"
+                f"{uri}: not found in MLflow: {reason}; check the name or the run ID"
             ) from None
         files = [artifact] if artifact.is_file() else sorted(artifact.rglob("*.onnx"))
         if len(files) != 1:
