@@ -53,7 +53,7 @@ def test_the_command_line_takes_mlflow_models(promoted):
         (["--model", "runs:/0123/model"], "runs:/0123/model: not found in MLflow"),
         (
             ["--model", "models:/minigpt/1", "--backend", "torch"],
-            "MLflow keeps the ONNX file; use --backend onnx",
+            "MLflow stores the ONNX file only; use --backend onnx",
         ),
     ],
 )
