@@ -31,9 +31,10 @@ import torch
 from minigpt.common.config import load_params
 from minigpt.export.onnx_graph import to_onnx
 from minigpt.generation.backend import Backend
-from minigpt.generation.engine import Text, write
+from minigpt.generation.engine import run as run_engine
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
+from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer
@@ -49,15 +50,17 @@ Case = Callable[[int], None]  # generates a batch of this many texts
 
 
 def minigpt(backend: Backend, draft: bool = True) -> Case:
-    table = backend.draft if draft else None
+    table = backend.ngram_table if draft else None
     prompt = "".join(backend.tokenizer.token_strings[4:])[:PROMPT]
     seeds = iter(range(10**9))
 
     def run(batch: int) -> None:
-        backend.draft = table
-        texts = [Text(backend.tokenizer, prompt, sample, LENGTH) for sample in range(batch)]
+        backend.ngram_table = table
         sampling = Sampling(TEMPERATURE, TOP_K, ignore_eos=True, seed=next(seeds))
-        for _ in write(backend, texts, sampling):
+        sequences = [
+            Sequence(backend.tokenizer, prompt, sampling, sample, LENGTH) for sample in range(batch)
+        ]
+        for _ in run_engine(backend, sequences):
             pass
 
     return run

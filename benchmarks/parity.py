@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.generation.engine import generate_ids, window_start
+from minigpt.generation.engine import run
+from minigpt.generation.generate import window_start
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling, gumbel_noise
+from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
 
 LENGTH = 200
@@ -43,7 +45,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     ours = TorchBackend.load(arguments.model.with_suffix(".safetensors"))
-    ours.draft = None  # ONNX Runtime uses drafts, which must not change the text
+    ours.ngram_table = None  # ONNX Runtime uses drafts, which must not change the text
     theirs = OnnxBackend(arguments.model.with_suffix(".onnx"))
     text, rng = arguments.text.read_text(encoding="utf-8"), random.Random(0)
     equal = 0
@@ -51,7 +53,14 @@ def main() -> None:
         start = rng.randrange(len(text))
         prompt = text[start : start + rng.randrange(1, 60)]
         sampling = Sampling(ignore_eos=True, seed=seed)
-        a, b = (list(generate_ids(backend, prompt, LENGTH, sampling)) for backend in (ours, theirs))
+        sequences = [
+            Sequence(backend.tokenizer, prompt, sampling, max_new_tokens=LENGTH)
+            for backend in (ours, theirs)
+        ]
+        for backend, sequence in zip((ours, theirs), sequences, strict=True):
+            for _ in run(backend, [sequence]):
+                pass
+        a, b = (sequence.generated for sequence in sequences)
         if a == b:
             equal += 1
             continue

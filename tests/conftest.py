@@ -23,6 +23,10 @@ from hypothesis import settings
 from minigpt.common.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig, load_params
 from minigpt.corpus.corpus import Corpus
 from minigpt.data.batches import Batches
+from minigpt.generation.backend import Backend
+from minigpt.generation.engine import run
+from minigpt.generation.sampling import Sampling
+from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer, Tokenizer
@@ -113,6 +117,16 @@ def randomize(model: MiniGPT) -> MiniGPT:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model.eval()
+
+
+def engine_ids(
+    backend: Backend, prompt: str, max_new_tokens: int, sampling: Sampling, sample: int = 0
+) -> list[int]:
+    """Return the tokens that the engine generates."""
+    sequence = Sequence(backend.tokenizer, prompt, sampling, sample, max_new_tokens)
+    for _ in run(backend, [sequence]):
+        pass
+    return sequence.generated
 
 
 def model_config(**changes: Any) -> ModelConfig:

@@ -14,9 +14,9 @@ from minigpt.cli.output import print_table
 from minigpt.common.errors import UserError
 
 if TYPE_CHECKING:
-    from minigpt.data.ngram_table import Draft
+    from minigpt.data.ngram_table import NgramTable
     from minigpt.generation.backend import Backend
-    from minigpt.generation.engine import Text
+    from minigpt.generation.sequence import Sequence
 
 
 def bench(
@@ -42,8 +42,8 @@ def bench(
     for path in models or existing or [DEFAULT_MODELS[BackendName.onnx]]:
         backend = load_backend(None, path)
         cases.append(Case(path, backend, 1, None))
-        if backend.draft:
-            cases.append(Case(path, backend, 1, backend.draft))
+        if backend.ngram_table:
+            cases.append(Case(path, backend, 1, backend.ngram_table))
         cases.append(Case(path, backend, 16, None))
     for seed in range(rounds + 1):
         for case in cases:
@@ -58,34 +58,38 @@ class Case:
     path: Path
     backend: "Backend"
     count: int
-    draft: "Draft | None"
+    ngram_table: "NgramTable | None"
     speeds: list[float] = field(default_factory=list)  # tokens per second, one of each round
-    texts: "list[Text]" = field(default_factory=list)
+    sequences: "list[Sequence]" = field(default_factory=list)
 
     def run(self, max_new_tokens: int, seed: int) -> None:
-        from minigpt.generation.engine import Text, write
+        from minigpt.generation.engine import run
         from minigpt.generation.sampling import Sampling
+        from minigpt.generation.sequence import Sequence
 
-        texts = [
-            Text(self.backend.tokenizer, "", sample, max_new_tokens) for sample in range(self.count)
+        sampling = Sampling(ignore_eos=True, seed=seed)
+        sequences = [
+            Sequence(self.backend.tokenizer, "", sampling, sample, max_new_tokens)
+            for sample in range(self.count)
         ]
-        self.backend.draft = self.draft
+        self.backend.ngram_table = self.ngram_table
         start = time.perf_counter()
-        for _ in write(self.backend, texts, Sampling(ignore_eos=True, seed=seed)):
+        for _ in run(self.backend, sequences):
             pass
         self.speeds.append(self.count * max_new_tokens / (time.perf_counter() - start))
-        self.texts += texts
+        self.sequences += sequences
 
     def figures(self) -> dict[str, Any]:
         """Return the row of the table; the speed of the first round, a warm-up, is left out."""
-        generated = sum(len(text.written) for text in self.texts)
-        drafted = sum(text.guessed for text in self.texts)
-        accepted = sum(text.right for text in self.texts)
+        generated = sum(len(sequence.generated) for sequence in self.sequences)
+        passes = sum(sequence.forward_passes for sequence in self.sequences)
+        drafted = sum(sequence.drafted for sequence in self.sequences)
+        accepted = sum(sequence.accepted for sequence in self.sequences)
         return {
             "model": str(self.path),
             "texts": self.count,
-            "drafting": self.draft is not None,
+            "drafting": self.ngram_table is not None,
             "tokens_per_second": round(statistics.median(self.speeds[1:])),
-            "tokens_per_pass": round(generated / sum(text.runs for text in self.texts), 3),
+            "tokens_per_pass": round(generated / passes, 3),
             "acceptance_rate": round(accepted / drafted, 3) if drafted else None,
         }

@@ -108,10 +108,10 @@ class Chat:
         Raises:
             UserError: A value is out of range.
         """
-        from minigpt.generation.engine import Text
         from minigpt.generation.sampling import Sampling
+        from minigpt.generation.sequence import Sequence
 
-        Text(self.backend.tokenizer, "", max_new_tokens=max_new_tokens)  # checks the range
+        Sequence(self.backend.tokenizer, "", max_new_tokens=max_new_tokens)  # checks the range
         self.sampling = Sampling(**sampling)
         self.max_new_tokens = max_new_tokens
 
@@ -129,16 +129,19 @@ class Chat:
             comment(str(error))
 
     def generate(self, prompt: str, sample: int = 0) -> None:
-        from minigpt.generation.engine import Text, write
+        from minigpt.generation.engine import run
+        from minigpt.generation.sequence import Sequence
 
         self.before, self.sample = prompt, sample
-        text = Text(self.backend.tokenizer, prompt, sample, self.max_new_tokens)
+        sequence = Sequence(
+            self.backend.tokenizer, prompt, self.sampling, sample, self.max_new_tokens
+        )
         with contextlib.suppress(KeyboardInterrupt):
-            for _, new_text in write(self.backend, [text], self.sampling):
+            for _, new_text in run(self.backend, [sequence]):
                 print(visible(new_text), end="", flush=True)
         print(flush=True)
-        self.text = prompt + text.text
-        if text.stopped == "eos":
+        self.text = prompt + sequence.text
+        if sequence.finish_reason == "eos":
             self.text = ""
             comment("(the end)")
 

@@ -18,8 +18,7 @@ from minigpt.common.text import visible
 
 if TYPE_CHECKING:
     from minigpt.generation.backend import Backend
-    from minigpt.generation.engine import Text
-    from minigpt.generation.sampling import Sampling
+    from minigpt.generation.sequence import Sequence
 
 
 def generate(
@@ -96,8 +95,9 @@ def generate(
 
         minigpt-cli generate --prompts-file prompts.txt > texts.jsonl
     """
-    from minigpt.generation.engine import Text, write
+    from minigpt.generation.engine import run
     from minigpt.generation.sampling import Sampling
+    from minigpt.generation.sequence import Sequence
 
     source = context.get_parameter_source("temperature")
     if greedy and temperature and source and source.name == "COMMANDLINE":
@@ -119,27 +119,27 @@ def generate(
     prompts = _read_prompts(prompt, prompts_file)
     backend = load_backend(backend_name, model)
     if not speculate:
-        backend.draft = None
+        backend.ngram_table = None
     warn_about_unknown_characters(backend, "".join(prompts))
-    texts = [
-        Text(backend.tokenizer, prompt, sample, max_new_tokens, stop or (), logprobs)
+    sequences = [
+        Sequence(backend.tokenizer, prompt, sampling, sample, max_new_tokens, stop or (), logprobs)
         for prompt in prompts
         for sample in range(num_samples)
     ]
     show = str if raw else visible
     try:
         if stream and not as_json:
-            for text in texts:
-                print("---\n" * bool(text.sample) + show(text.prompt), end="", flush=True)
-                for _, new_text in write(backend, [text], sampling):
+            for sequence in sequences:
+                print("---\n" * bool(sequence.sample) + show(sequence.prompt), end="", flush=True)
+                for _, new_text in run(backend, [sequence]):
                     print(show(new_text), end="", flush=True)
                 print(flush=True)
             return
-        for text in _finished(backend, texts, sampling):
+        for sequence in _finished(backend, sequences):
             if as_json:
-                print(json.dumps(_to_dict(text, backend, seed), ensure_ascii=False), flush=stream)
+                print(json.dumps(_to_dict(sequence, backend), ensure_ascii=False), flush=stream)
             else:
-                print("---\n" * bool(text.sample) + show(text.prompt + text.text))
+                print("---\n" * bool(sequence.sample) + show(sequence.prompt + sequence.text))
     except KeyboardInterrupt:
         print(end="" if as_json else "\n", flush=True)
         raise typer.Exit(130) from None
@@ -157,29 +157,29 @@ def _read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     return [read_text(STDIN).removesuffix("\n")]
 
 
-def _finished(backend: "Backend", texts: "list[Text]", sampling: "Sampling") -> "Iterator[Text]":
-    """Generate `texts` together, and yield each when it and those before it are complete."""
-    from minigpt.generation.engine import write
+def _finished(backend: "Backend", sequences: "list[Sequence]") -> "Iterator[Sequence]":
+    """Generate `sequences` together, and yield each when it and those before it are complete."""
+    from minigpt.generation.engine import run
 
-    waiting = deque(texts)
-    for _ in write(backend, texts, sampling):
-        while waiting and waiting[0].stopped:
+    waiting = deque(sequences)
+    for _ in run(backend, sequences):
+        while waiting and waiting[0].finish_reason:
             yield waiting.popleft()
 
 
-def _to_dict(text: "Text", backend: "Backend", seed: int) -> dict[str, Any]:
+def _to_dict(sequence: "Sequence", backend: "Backend") -> dict[str, Any]:
     """Return the JSON object of a generated text."""
     values = {
-        "prompt": text.prompt,
-        "text": text.text,
-        "tokens": len(text.written),
-        "finish_reason": text.stopped,
-        "seed": seed,
-        "sample": text.sample,
+        "prompt": sequence.prompt,
+        "text": sequence.text,
+        "tokens": len(sequence.generated),
+        "finish_reason": sequence.finish_reason,
+        "seed": sequence.sampling.seed,
+        "sample": sequence.sample,
     }
-    if text.logprobs is not None:
+    if sequence.logprobs is not None:
         values["logprobs"] = [
             [backend.tokenizer.token_strings[token], round(logprob, 6)]
-            for token, logprob in zip(text.written, text.logprobs, strict=True)
+            for token, logprob in zip(sequence.generated, sequence.logprobs, strict=True)
         ]
     return values

@@ -17,7 +17,7 @@ def info(
     metadata = {
         name: value
         for name, value in backend.metadata.items()
-        if name not in ("tokenizer", "draft")  # long, and of no use to a reader
+        if name not in ("tokenizer", "ngram_table", "draft")  # long; "draft" is of older files
     }
     metadata["vocabulary"] = backend.tokenizer.describe()
     if as_json:

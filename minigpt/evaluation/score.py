@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigpt.generation.backend import Backend
-from minigpt.generation.engine import window_start
+from minigpt.generation.generate import window_start
 from minigpt.generation.sampling import log_probabilities
 
 

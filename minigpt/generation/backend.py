@@ -1,10 +1,10 @@
-"""Interface of the inference backends: PyTorch (`torch_backend`) and ONNX Runtime (`onnx_backend`)."""
+"""Interface of the inference backends, `torch_backend` and `onnx_backend`."""
 
 from typing import Protocol
 
 import numpy as np
 
-from minigpt.data.ngram_table import Draft
+from minigpt.data.ngram_table import NgramTable
 from minigpt.tokenizer import Tokenizer
 
 
@@ -29,14 +29,14 @@ class Backend(Protocol):
     Attributes:
         tokenizer: the tokenizer that the model was trained with.
         max_seq_len: length of the context window, in tokens.
-        draft: the draft table, if the model file has one.
+        ngram_table: the source of draft tokens, if the model file has one.
         draft_length: number of draft tokens to verify in one forward pass.
         max_batch_size: number of sequences to decode together.
     """
 
     tokenizer: Tokenizer
     max_seq_len: int
-    draft: Draft | None
+    ngram_table: NgramTable | None
     draft_length: int
     max_batch_size: int
 

@@ -1,257 +1,242 @@
-"""One generate loop over any backend: texts alone or many at once, streamed or not, always the same."""
+"""The text of `generate.py`, faster: cached keys and values, batches, and draft tokens.
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+A batch shares each forward pass: the weights are read once for all its sequences. A sequence that
+is alone is sped up by speculative decoding instead (Leviathan et al., arXiv:2211.17192): one
+forward pass verifies several draft tokens and accepts those that the model itself would choose.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, replace
 
 import numpy as np
 
-from minigpt.common.errors import UserError
 from minigpt.generation.backend import Backend, KVCache
-from minigpt.generation.sampling import Noise, Sampling, log_probabilities, next_tokens
-from minigpt.tokenizer import EOS, PAD, Tokenizer
+from minigpt.generation.draft import draft_tokens
+from minigpt.generation.generate import window_start
+from minigpt.generation.sampling import Sampling, check_finite, gumbel_noise, penalize
+from minigpt.generation.sequence import Sequence
+from minigpt.tokenizer import EOS, PAD
 
-PAYS = (
-    0.2  # what a guess costs, as a share of a run of the model: if fewer are right, none are made
-)
-PATIENCE = 8  # guesses that may be wrong before that is judged
+# Verifying a draft token costs a fifth of a forward pass: below this rate drafts do not pay.
+MIN_ACCEPTANCE_RATE = 0.2
+MIN_DRAFTED = 40  # draft tokens before the rate is judged
+NOISE_BLOCK = 64  # positions to draw noise for at once
 
-
-def window_start(position: int, max_seq_len: int) -> int:
-    """Where the context of the token at `position` begins: it is [window_start, position).
-
-    The model sees `max_seq_len` positions. Beyond, the window moves by half its length at a time,
-    not at each token: cached keys hold their position in the window, so a move means to read the
-    whole window again. A function of the position alone, so that every path gives the same text.
-    """
-    stride = max(1, max_seq_len // 2)
-    excess = max(0, position - max_seq_len)
-    return -(-excess // stride) * stride
+NewText = list[tuple[Sequence, str]]  # for each new token its sequence and the text it adds
 
 
-class Text:
-    """A text in the making: what it begins with, what has been written, and when it ends.
+class Engine:
+    """Generates sequences together; they join and leave between steps.
 
-    Attributes:
-        prompt: what it begins with.
-        sample: its number among the texts of one seed.
-        ids: <bos>, the prompt, and the tokens that have been written.
-        logprobs: of the tokens that have been written, if asked for: in nats, as the model itself has it.
-        runs: of the model, that it took. guessed: tokens that were guessed on the way (see `minigpt/data/ngram_table.py`).
-        stopped: None as long as it goes on, then "eos", "length" or "stop".
+    >>> engine = Engine(backend)  # doctest: +SKIP
+    >>> engine.add(Sequence(backend.tokenizer, "Once upon"))  # doctest: +SKIP
+    >>> while engine.unfinished:  # doctest: +SKIP
+    ...     new_text = engine.step()
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: str,
-        sample: int = 0,
-        max_new_tokens: int = 200,
-        stop: Sequence[str] = (),
-        logprobs: bool = False,
-    ):
-        """`stop`: the text ends before the first of these.
+    def __init__(self, backend: Backend, batch_size: int | None = None):
+        """Decode up to `batch_size` sequences together; default: `backend.max_batch_size`."""
+        self.backend = backend
+        self.batch_size = batch_size or backend.max_batch_size
+        self._cache = backend.new_cache(self.batch_size)
+        self._waiting: deque[Sequence] = deque()
+        self._rows: list[_Row] = []
 
-        Raises:
-            UserError: `max_new_tokens` is less than 1, or a stop string is empty.
+    @property
+    def unfinished(self) -> bool:
+        """Whether a sequence is active or waiting."""
+        return bool(self._rows or self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; it starts at the next step with a free row of the batch."""
+        self._waiting.append(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence and free its row; one that has finished is unchanged."""
+        if sequence.finish_reason is None:
+            sequence.finish_reason = "cancelled"
+            self._waiting = deque(other for other in self._waiting if other is not sequence)
+            self._remove_finished()
+
+    def step(self) -> NewText:
+        """Generate at least one token for each active sequence; return the new text.
+
+        The text of a token is "" until a character, or the part before a stop string, is complete.
         """
-        if max_new_tokens < 1:
-            raise UserError(f"max-new-tokens: must be 1 or more, but it is {max_new_tokens}")
-        if not all(stop):
-            raise UserError("stop: must not be empty")
-        self.prompt, self.sample, self.stop = prompt, sample, stop
-        self.ids = tokenizer.encode(prompt)[:-1]  # <eos> would end the text here
-        self.logprobs: list[float] | None = [] if logprobs else None
-        self.runs, self.guessed = 0, 0
-        self.stopped: str | None = None
-        self._pieces: list[str] = []
-        self._first = len(self.ids)
-        self._end = self._first + max_new_tokens
-        self._decoder = tokenizer.decoder()
-        self._held = ""  # of what is decoded, that which may begin a stop string
+        while self._waiting and len(self._rows) < self.batch_size:
+            index = min(set(range(self.batch_size)) - {row.index for row in self._rows})
+            self._rows.append(_Row(self.backend, self._cache, index, self._waiting.popleft()))
+        if len(self._rows) == 1:
+            new_text = self._rows[0].advance(self.backend.draft_length)
+        else:
+            new_text = self._decode_batch()
+        self._remove_finished()
+        return new_text
 
-    @property
-    def written(self) -> list[int]:
-        """The tokens that have been written, <eos> included."""
-        return self.ids[self._first :]
+    def _decode_batch(self) -> NewText:
+        new_text: NewText = []
+        ids = np.full(self.batch_size, PAD)  # free rows decode <pad>
+        cached_lengths = np.zeros(self.batch_size, dtype=np.int64)
+        for row in self._rows:
+            new_ids, cached_length = row.new_ids()
+            # a new sequence or a window that has moved: several tokens, in a pass of their own
+            while len(new_ids) > 1 and row.sequence.finish_reason is None:
+                new_text += row.advance()
+                new_ids, cached_length = row.new_ids()
+            ids[row.index], cached_lengths[row.index] = new_ids[0], cached_length
+        self._remove_finished()
+        if not self._rows:
+            return new_text
+        logits = self._cache.decode(ids, cached_lengths)  # (B, V)
+        for options in {row.options for row in self._rows}:
+            rows = [row for row in self._rows if row.options == options]
+            chosen = logits[[row.index for row in rows]]  # (N, V)
+            noise = np.concatenate([row.noise(1) for row in rows])  # (N, V)
+            contexts = (row.sequence.ids for row in rows)
+            tokens = next_tokens(chosen, noise, rows[0].sequence.sampling, contexts)
+            for row, token, row_logits in zip(rows, tokens, chosen, strict=True):
+                row.sequence.forward_passes += 1
+                new_text.append(row.append(token, row_logits))
+        return new_text
 
-    @property
-    def text(self) -> str:
-        """What has been written, as far as it is certain."""
-        return "".join(self._pieces)
-
-    @property
-    def right(self) -> int:
-        """How many of the guesses were right: each saved a run."""
-        return len(self.ids) - self._first - self.runs
-
-    @property
-    def left(self) -> int:
-        """How many more may be written."""
-        return self._end - len(self.ids)
-
-    def add(self, token: int, logits: np.ndarray) -> str:
-        """Append `token`, chosen by `logits` (V,); returns what is now certain to be in the text."""
-        self.ids.append(token)
-        if self.logprobs is not None:
-            self.logprobs.append(float(log_probabilities(logits[None], np.array([token]))[0]))
-        self._held += self._decoder.feed(token)
-        if token == EOS or not self.left:
-            self.stopped = "eos" if token == EOS else "length"
-            self._held += self._decoder.end()
-        if not self.stop:
-            return self._release(0)
-        if found := [at for stop in self.stop if (at := self._held.find(stop)) >= 0]:
-            self.stopped, self._held = "stop", self._held[: min(found)]
-        return self._release(0 if self.stopped else max(map(self._begun, self.stop), default=0))
-
-    def _begun(self, stop: str) -> int:
-        """How many characters of `stop` the held text ends on."""
-        most = min(len(stop) - 1, len(self._held))
-        return next((count for count in range(most, 0, -1) if self._held.endswith(stop[:count])), 0)
-
-    def _release(self, keep: int) -> str:
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        self._pieces.append(text)
-        return text
+    def _remove_finished(self) -> None:
+        self._rows = [row for row in self._rows if row.sequence.finish_reason is None]
 
 
 class _Row:
-    """A row of a memory, and the text that is written there."""
+    """A row of the cache and the sequence that is generated there."""
 
-    def __init__(self, backend: Backend, memory: KVCache, row: int, text: Text, sampling: Sampling):
-        self.memory, self.row, self.text, self.sampling = memory, row, text, sampling
-        self.noise = Noise(sampling.seed, text.sample, backend.tokenizer.vocab_size)
-        self._backend = backend
-        self._start = -1  # of the window: the memory holds all ids from there on but the last
+    def __init__(self, backend: Backend, cache: KVCache, index: int, sequence: Sequence):
+        self.index, self.sequence = index, sequence
+        # rows that differ in the seed alone are sampled together
+        self.options = astuple(replace(sequence.sampling, seed=0))
+        self._backend, self._cache = backend, cache
+        self._start = self._cached_start = -1  # of the window: the current one, the cached one
+        self._noise, self._noise_start = np.empty((0, 0)), 0
 
-    def unread(self) -> tuple[list[int], int]:
-        """The ids to read for the next token, and how many before them the memory holds.
+    def new_ids(self) -> tuple[list[int], int]:
+        """Return the tokens that the cache lacks, and how many of the window precede them there."""
+        ids = self.sequence.ids
+        self._start = window_start(len(ids), self._backend.max_seq_len)
+        if self._start == self._cached_start:
+            return ids[-1:], len(ids) - 1 - self._start
+        return ids[self._start :], 0  # at the beginning and where the window moves
 
-        It is one id, but at the beginning and where the window moves.
-        """
-        ids = self.text.ids
-        start = window_start(len(ids), self._backend.max_seq_len)
-        if start != self._start:
-            self._start = start
-            return ids[start:], 0
-        return ids[-1:], len(ids) - 1 - start
+    def append(self, token: int, logits: np.ndarray) -> tuple[Sequence, str]:
+        """Append the token after the new ones, which are now cached."""
+        self._cached_start = self._start
+        return self.sequence, self.sequence.append(token, logits)
 
-    def read(self, unread: list[int], past: int, guesses: list[int]) -> Iterator[str]:
-        """Read what `unread` gave, and `guesses` behind it; write a token, and one more for each guess that is right.
+    def advance(self, draft_length: int = 0) -> NewText:
+        """Verify draft tokens in one forward pass; append the accepted ones and one more token."""
+        sequence = self.sequence
+        ids, cached_length = self.new_ids()
+        free = self._backend.max_seq_len - cached_length - len(ids)  # positions in the window
+        drafts = self._draft(min(draft_length, free, sequence.remaining - 1))
+        logits = self._cache.prefill(self.index, np.array(ids + drafts), cached_length)
+        logits = logits[len(ids) - 1 :]  # (N, V): after the last token and after each draft token
+        sequence.forward_passes += 1
+        sequence.drafted += len(drafts)
+        contexts = (sequence.ids + drafts[:n] for n in range(len(logits)))
+        tokens = next_tokens(logits, self.noise(len(logits)), sequence.sampling, contexts)
+        new_text: NewText = []
+        for n, token in enumerate(tokens):
+            new_text.append(self.append(token, logits[n]))
+            if sequence.finish_reason or n == len(drafts) or token != drafts[n]:
+                break
+        return new_text
 
-        Yields what each adds to the text.
-        """
-        text = self.text
-        logits = self.memory.prefill(self.row, np.array(unread + guesses), past)[len(unread) - 1 :]
-        text.runs += 1
-        text.guessed += len(guesses)
-        noise = self.noise.rows(len(text.ids), len(logits))
-        # copies of a long text cost, and only the penalty asks for them
-        penalized = self.sampling.repetition_penalty != 1
-        texts = [text.ids + guesses[:right] for right in range(len(logits))] if penalized else ()
-        for i, token in enumerate(next_tokens(logits, noise, self.sampling, texts)):
-            yield text.add(token, logits[i])
-            if text.stopped or i == len(guesses) or token != guesses[i]:
-                return
-
-    def guess(self, count: int) -> list[int]:
-        """Up to `count` tokens that may come next: no more than may still be written, within the window."""
-        draft, position = self._backend.draft, len(self.text.ids)
-        count = min(count, self.text.left - 1, self._start + self._backend.max_seq_len - position)
-        if draft is None or count < 1 or self.text.right < PAYS * self.text.guessed - PATIENCE:
+    def _draft(self, count: int) -> list[int]:
+        """Return up to `count` draft tokens; none where they do not pay."""
+        table, sequence = self._backend.ngram_table, self.sequence
+        judged = sequence.drafted >= MIN_DRAFTED
+        if table is None or count < 1:
             return []
-        return draft.guess(
-            self.text.ids, self.noise.rows(position, count), self.sampling.temperature
-        )
+        if judged and sequence.accepted < MIN_ACCEPTANCE_RATE * sequence.drafted:
+            return []
+        return draft_tokens(table, sequence.ids, self.noise(count), sequence.sampling.temperature)
+
+    def noise(self, count: int) -> np.ndarray:
+        """Return the noise (count, V) for the next tokens, drawn for many positions at once."""
+        position, sampling = len(self.sequence.ids), self.sequence.sampling
+        offset = position - self._noise_start
+        if not 0 <= offset <= offset + count <= len(self._noise):
+            V = self._backend.tokenizer.vocab_size
+            block = max(count, NOISE_BLOCK)
+            self._noise = gumbel_noise(sampling.seed, self.sequence.sample, position, V, block)
+            self._noise_start, offset = position, 0
+        return self._noise[offset : offset + count]
 
 
-def write(
-    backend: Backend, texts: Sequence[Text], sampling: Sampling | None = None
-) -> Iterator[tuple[Text, str]]:
-    """Write `texts`, as many together as the backend writes best (`rows`), each as it would be alone.
-
-    Yields a text and what is added to it, token by token ("" where a token adds no character yet); it
-    is finished when `stopped` is set. Several texts take turns, and when one is finished the next takes its place.
-    """
-    sampling = sampling or Sampling()
-    waiting = iter(texts)
-    rows = min(len(texts), backend.max_batch_size)
-    memory = backend.new_cache(rows)
-    active: list[_Row] = []
-    free = list(range(rows))
-    while True:
-        active += [
-            _Row(backend, memory, free.pop(), text, sampling) for text in islice(waiting, len(free))
-        ]
-        if not active:
-            return
-        if rows == 1:
-            row = active[0]
-            while not row.text.stopped:
-                unread, known = row.unread()
-                for piece in row.read(unread, known, row.guess(backend.draft_length)):
-                    yield row.text, piece
-        else:
-            yield from _turn(active, memory, rows)
-        free += [row.row for row in active if row.text.stopped]
-        active = [row for row in active if not row.text.stopped]
-
-
-def _turn(active: list[_Row], memory: KVCache, rows: int) -> Iterator[tuple[Text, str]]:
-    """A token for each text: all that have one id unread together; others first catch up by themselves."""
-    ids, past = (
-        np.full(rows, PAD),
-        np.zeros(rows, dtype=np.int64),
-    )  # a row without a text reads <pad>
-    for row in active:
-        unread, known = row.unread()
-        while len(unread) > 1 and not row.text.stopped:
-            for piece in row.read(unread, known, []):
-                yield row.text, piece
-            unread, known = row.unread()
-        ids[row.row], past[row.row] = unread[0], known
-    active = [row for row in active if not row.text.stopped]
-    if not active:
-        return
-    logits = memory.decode(ids, past)[[row.row for row in active]]
-    noise = np.concatenate([row.noise.rows(len(row.text.ids), 1) for row in active])
-    tokens = next_tokens(logits, noise, active[0].sampling, [row.text.ids for row in active])
-    for row, token, own in zip(active, tokens, logits, strict=True):
-        row.text.runs += 1
-        yield row.text, row.text.add(token, own)
-
-
-def generate_ids(
-    backend: Backend,
-    prompt: str,
-    max_new_tokens: int = 200,
-    sampling: Sampling | None = None,
-    sample: int = 0,
+def next_tokens(
+    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, contexts: Iterable[list[int]]
 ) -> Iterator[int]:
-    """The ids that continue `prompt`, one at a time; the last is <eos> where the model ends the text.
+    """Yield what `next_token` returns for each row of logits (N, V) and noise (N, V).
 
-    `sample` numbers independent texts of one seed: each is what it would be alone.
-
-    Raises:
-        UserError: at the call, where `max_new_tokens` is less than 1.
+    The filters run last: the candidate with the best score is almost always one that they keep, so
+    nothing is sorted. A row that is not requested costs little.
     """
-    text = Text(backend.tokenizer, prompt, sample, max_new_tokens)
-    return (text.ids[-1] for _ in write(backend, [text], sampling))
+    logits = logits.astype(np.float64)  # (N, V), a copy
+    logits[:, : EOS + 1 if sampling.ignore_eos else EOS] = -np.inf
+    if sampling.repetition_penalty != 1:
+        for row, context in zip(logits, contexts, strict=True):
+            penalize(row, context, sampling.repetition_penalty)
+    logits /= sampling.temperature or 1
+    scores = logits + noise if sampling.temperature else logits  # (N, V)
+    for row, score, token in zip(logits, scores, scores.argmax(axis=1).tolist(), strict=True):
+        check_finite(row[token])
+        # try candidates from the best down; the first that the filters keep wins
+        while sampling.temperature and not _is_kept(token, row, sampling):
+            score[token] = -np.inf
+            token = int(score.argmax())
+        yield token
+
+
+def _is_kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
+    """Return whether top-k, top-p and min-p keep `token`, given logits (V,) over the temperature."""
+    top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p
+    # even if all equal logits ranked before it
+    surely_in_top_k = np.count_nonzero(logits >= logits[token]) <= top_k
+    if surely_in_top_k and top_p == 1 and min_p == 0:
+        return True
+    better = logits > logits[token]
+    better[:token] |= logits[:token] == logits[token]  # of equal logits the lower id ranks first
+    if np.count_nonzero(better) >= top_k:
+        return False
+    weights = np.exp(logits - logits.max())
+    if top_p < 1:
+        kept = np.partition(weights, -top_k)[-top_k:] if top_k < len(weights) else weights
+        if weights[better].sum() >= top_p * kept.sum():
+            return False
+    return bool(weights[token] >= min_p)
+
+
+def run(backend: Backend, sequences: Iterable[Sequence]) -> Iterator[tuple[Sequence, str]]:
+    """Generate sequences; yield for each new token its sequence and the text it adds."""
+    sequences = list(sequences)
+    engine = Engine(backend, min(len(sequences), backend.max_batch_size))
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.unfinished:
+        yield from engine.step()
 
 
 def generate(
     backend: Backend,
     prompt: str,
     max_new_tokens: int = 200,
-    sampling: Sampling | None = None,
+    sampling: Sampling = Sampling(),
     sample: int = 0,
-    stop: Sequence[str] = (),
+    stop: Iterable[str] = (),
 ) -> Iterator[str]:
-    """The text that continues `prompt`, piece by piece, each of whole characters; it ends before a `stop` string.
+    """Yield the text that continues `prompt` in parts, as it is generated.
 
     >>> backend = OnnxBackend(Path("models/minigpt.onnx"))  # doctest: +SKIP
     >>> "".join(generate(backend, "The quick brown", sampling=Sampling(temperature=0)))  # doctest: +SKIP
+
+    Raises:
+        UserError: at the call, if `max_new_tokens` or `stop` is invalid (see `Sequence`).
     """
-    text = Text(backend.tokenizer, prompt, sample, max_new_tokens, stop)
-    return (piece for _, piece in write(backend, [text], sampling) if piece)
+    sequence = Sequence(backend.tokenizer, prompt, sampling, sample, max_new_tokens, stop)
+    return (text for _, text in run(backend, [sequence]) if text)

@@ -1,20 +1,23 @@
-"""Generation with ONNX Runtime alone: one file, no PyTorch.
+"""Inference backend that runs an exported file with ONNX Runtime, without PyTorch.
 
-The model file (written by `minigpt/export/onnx_graph.py`) has these inputs and outputs, the caches for each layer i,
-with B texts, T new ids of each, V vocabulary, S = max_seq_len, H heads, E channels a head in the cache:
+The file (written by `minigpt/export/onnx_graph.py`) has the inputs and outputs below, the caches
+once for each layer i. B is the batch size, T the number of new tokens, V the vocabulary size, S the
+context length (max_seq_len), H the number of cached heads, D their size.
 
-    input_ids         int64    (B, T)         B is 1 where T is more than 1
-    positions         int64    (B, T)         of these ids in the window: p … p+T-1, where p may differ by row
-    previous_ids      int64    (B, T)         only where config.bigram_buckets is not 0: the id before each, 0 at p = 0
-    past_key_i        float32  (B, H, S, E)   what `present_key_i` was, its first p positions count; zeros at the start
-    past_value_i      float32  (B, H, S, E)
-    logits            float32  (B, T, V)      of the id that follows each of input_ids
-    present_key_i     float32  (B, H, S, E)   the past with T positions more; may be the very memory of the past,
-    present_value_i   float32  (B, H, S, E)   and then nothing is copied
+    input_ids        int64    (B, T)        B is 1 where T is more than 1
+    positions        int64    (B, T)        of the new tokens in the window: p … p+T-1; p may differ
+                                            between rows
+    previous_ids     int64    (B, T)        the token before each, 0 at position 0; an input only if
+                                            config.bigram_buckets is not 0
+    past_key_i       float32  (B, H, S, D)  the first p positions are valid; zeros at the start
+    past_value_i     float32  (B, H, S, D)
+    logits           float32  (B, T, V)     of the token after each of input_ids
+    present_key_i    float32  (B, H, S, D)  the past with T more positions; bound to the memory of
+    present_value_i  float32  (B, H, S, D)  the past, so that nothing is copied
 
-and in its metadata, under "minigpt", a JSON text with the "config", the "tokenizer", how "training" ended, and
-the "draft", a table of guesses (`minigpt/data/ngram_table.py`).
-`examples/generate.py` is a program that needs nothing else.
+The metadata key "minigpt" holds a JSON text with the "config", the "tokenizer", a summary of the
+"training" and the "ngram_table" (`minigpt/data/ngram_table.py`). `examples/generate.py` runs such a
+file with NumPy and ONNX Runtime alone.
 """
 
 import json
@@ -27,24 +30,29 @@ from onnxruntime import OrtValue
 
 from minigpt.common.errors import UserError
 from minigpt.common.format_version import check_format_version
-from minigpt.data.ngram_table import Draft
+from minigpt.data.ngram_table import read_ngram_table
 from minigpt.tokenizer import tokenizer_from_dict
 
-SMALL = 1 << 24  # bytes of a model file
-KEPT = 8  # a binding is kept for reads of so many ids at most; longer ones are rare
+SMALL_MODEL = 1 << 24  # bytes of the file
+MAX_BOUND_TOKENS = 8  # forward passes of more tokens are rare, so their binding is not kept
 
 
 class OnnxBackend:
-    """A model file as `minigpt.generation.engine` wants it.
-
-    Raises:
-        UserError: no such file, or not one of MiniGPT's ONNX models, or one whose weights lie
-            outside the file.
-    """
+    """An exported model. Implements `minigpt.generation.backend.Backend`."""
 
     def __init__(self, path: Path, threads: int = 0):
-        """`threads`: of ONNX Runtime; 0: one for a small model, else as many as there are cores."""
-        self.session, small = _open(path, threads)
+        """Load the file at `path`.
+
+        `threads` is the number of threads of ONNX Runtime. 0 means one for a small model, whose
+        products finish before a second thread has started, and else one per core.
+
+        Raises:
+            UserError: the file is missing, is not an exported MiniGPT model, or keeps its weights
+                in another file.
+        """
+        data = _read(path)
+        small = len(data) < SMALL_MODEL
+        self.session = _load(path, data, threads or int(small))
         try:
             self.metadata: dict[str, Any] = json.loads(
                 self.session.get_modelmeta().custom_metadata_map["minigpt"]
@@ -52,72 +60,77 @@ class OnnxBackend:
             check_format_version(path, self.metadata)
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
+            self.ngram_table = read_ngram_table(self.metadata, self.tokenizer.vocab_size)
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
-            # as many as read in little more time than one: 8-bit products want small batches
-            self.draft_length = 2 if "quantization" in self.metadata else 5
-            # together they read the weights once; but beside small weights it is their caches that cost
-            self.max_batch_size = 6 if small else 16
-            self.draft = Draft.of(self.metadata, self.tokenizer.vocab_size)
-            _, self._heads, _, self._channels = shapes["past_key_0"]
+            _, self._heads, _, self._head_size = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(
                 f"{path}: an ONNX file, but not one that this version of MiniGPT exported"
             ) from None
+        # a pass over so many tokens takes little longer than over one; 8-bit products prefer fewer
+        self.draft_length = 2 if "quantization" in self.metadata else 5
+        # a batch shares the reading of the weights; small weights stay in the CPU's caches anyway
+        self.max_batch_size = 6 if small else 16
 
-    def new_cache(self, rows: int) -> "OnnxKVCache":
-        shape = (rows, self._heads, self.max_seq_len, self._channels)
+    def new_cache(self, batch_size: int) -> "OnnxKVCache":
+        shape = (batch_size, self._heads, self.max_seq_len, self._head_size)
         return OnnxKVCache(self.session, shape)
 
 
 class OnnxKVCache:
-    """See `minigpt.generation.backend.KVCache`. The caches stay where they are, and each run extends them there."""
+    """Implements `minigpt.generation.backend.KVCache`; forward passes extend its arrays in place."""
 
     def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
-        """`shape`: (B, H, S, E), B rows."""
+        """Allocate caches of `shape` (B, H, S, D)."""
         self._session = session
         names = [value.name for value in session.get_inputs()]
         parts = [name for name in names if name.startswith("past_")]
-        # one array, since for a large one NumPy asks the system for large pages, which are found faster
-        self._caches = dict(
-            zip(parts, np.zeros((len(parts), *shape), dtype=np.float32), strict=True)
-        )
+        # one large array: NumPy requests huge pages for it, which makes access faster
+        caches = np.zeros((len(parts), *shape), dtype=np.float32)
+        self._caches = dict(zip(parts, caches, strict=True))
         B, _, S, _ = shape
-        # what has been read, a <pad> before it, where pairs of ids matter
+        # the token at position t is at t + 1, after a <pad>; kept only if the model reads it
         self._ids = np.zeros((B, S + 1), dtype=np.int64) if "previous_ids" in names else None
-        self._values: dict[int | None, dict[str, OrtValue]] = {}  # the caches of a row, or of all
+        # by row, or None for all rows
+        self._values: dict[int | None, dict[str, OrtValue]] = {}
         self._bindings: dict[tuple[int | None, int], _Binding] = {}
 
-    def prefill(self, row: int, ids: np.ndarray, past: int) -> np.ndarray:
-        return self._run(row, ids[None], np.arange(past, past + len(ids))[None])[0]
+    def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
+        positions = np.arange(cached_length, cached_length + len(ids))
+        return self._run(row, ids[None], positions[None])[0]  # (T, V)
 
-    def decode(self, ids: np.ndarray, past: np.ndarray) -> np.ndarray:
-        return self._run(None, ids[:, None], past[:, None])[:, 0]
+    def decode(self, ids: np.ndarray, cached_lengths: np.ndarray) -> np.ndarray:
+        return self._run(None, ids[:, None], cached_lengths[:, None])[:, 0]  # (B, V)
 
     def _run(self, row: int | None, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Ids and their positions (B, T), in `row` or, if None, in all → logits (B, T, V)."""
+        """Run the model on ids (B, T) at positions (B, T) of one row or all; return (B, T, V)."""
         B, T = ids.shape
         binding = self._bindings.get((row, T))
         if binding is None:
-            if row not in self._values:
-                rows = slice(row, None if row is None else row + 1)
-                arrays = {name: cache[rows] for name, cache in self._caches.items()}
-                self._values[row] = {
-                    name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()
-                }
-            binding = _Binding(self._session, (B, T), self._values[row])
-            if T <= KEPT:
+            binding = _Binding(self._session, (B, T), self._cache_values(row))
+            if T <= MAX_BOUND_TOKENS:
                 self._bindings[row, T] = binding
         binding.input_ids[:], binding.positions[:] = ids, positions
         if self._ids is not None:
-            at = np.arange(B)[:, None] if row is None else row
-            self._ids[at, positions + 1] = ids
-            binding.previous_ids[:] = self._ids[at, positions]
+            rows = np.arange(B)[:, None] if row is None else row
+            self._ids[rows, positions + 1] = ids
+            binding.previous_ids[:] = self._ids[rows, positions]
         self._session.run_with_iobinding(binding.io)
         return binding.logits.copy()
 
+    def _cache_values(self, row: int | None) -> dict[str, OrtValue]:
+        """Return the caches of one row or all as values of ONNX Runtime, which share the memory."""
+        if row not in self._values:
+            rows = slice(row, None if row is None else row + 1)
+            self._values[row] = {
+                name: OrtValue.ortvalue_from_numpy(cache[rows])
+                for name, cache in self._caches.items()
+            }
+        return self._values[row]
+
 
 class _Binding:
-    """Where a run finds its inputs and leaves its outputs: arrays that are written and read in place."""
+    """Inputs and outputs of a forward pass: arrays that ONNX Runtime reads and writes in place."""
 
     def __init__(
         self,
@@ -125,54 +138,37 @@ class _Binding:
         shape: tuple[int, int],
         caches: dict[str, OrtValue],
     ):
-        """`shape`: (B, T); `caches`: each of B rows, by the name of its input."""
+        """Bind arrays of `shape` (B, T), and `caches` of B rows by the name of their input."""
         self.io = session.io_binding()
         self.input_ids, self.positions, self.previous_ids = np.zeros((3, *shape), dtype=np.int64)
         outputs = session.get_outputs()
         self.logits = np.zeros((*shape, outputs[0].shape[-1]), dtype=np.float32)
-        arrays = {
-            name: getattr(self, name)
-            for name in ("input_ids", "positions", "previous_ids", "logits")
-        }
-        # kept here: `io` itself knows addresses only
-        self._values = {
-            name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()
-        } | caches
+        names = ("input_ids", "positions", "previous_ids", "logits")
+        arrays = {name: OrtValue.ortvalue_from_numpy(getattr(self, name)) for name in names}
+        self._values = arrays | caches  # kept alive here, as `io` holds only addresses
         for value in session.get_inputs():
             self.io.bind_ortvalue_input(value.name, self._values[value.name])
         for value in outputs:
-            self.io.bind_ortvalue_output(
-                value.name, self._values[value.name.replace("present", "past")]
-            )
+            past = value.name.replace("present", "past")
+            self.io.bind_ortvalue_output(value.name, self._values[past])
 
 
-def _open(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, bool]:
-    """The model, and whether it is a small one."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes as an exception
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        # a product of a small model is over before another thread has begun
-        small = len(data) < SMALL
-        options.intra_op_num_threads = threads or int(small)
-        # from bytes, not from the path: ONNX Runtime then refuses weights kept in other files, which
-        # a model from a stranger could point anywhere
-        return onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"]
-        ), small
+        return path.read_bytes()
     except OSError as error:
-        hint = (
-            "; run `dvc repro` to make one, or name another by --model"
-            if isinstance(error, FileNotFoundError)
-            else ""
-        )
-        raise UserError(f"{path}: cannot be read: {error.strerror}{hint}") from None
-    except Exception as error:  # ONNX Runtime's own exceptions share no narrower class
-        reason = (
-            "its weights lie in another file"
-            if "external" in str(error).lower()
-            else "damaged, or no ONNX"
-        )
-        raise UserError(
-            f"{path}: not a model that can be run: {reason}; run `dvc repro` to make one"
-        ) from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _load(path: Path, data: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised as exceptions
+    options.intra_op_num_threads = threads
+    try:
+        # from bytes instead of the path: ONNX Runtime then refuses weights in other files, which a
+        # model of unknown origin could point anywhere
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the exceptions of ONNX Runtime share no narrower class
+        external = "external" in str(error).lower()
+        reason = "its weights are in another file" if external else "damaged, or not ONNX"
+        raise UserError(f"{path}: not a model that can be run: {reason}; export it again") from None

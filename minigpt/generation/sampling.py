@@ -1,44 +1,44 @@
-"""Logits → the next id.
+"""Sampling: logits → the next token id. The plain algorithm; `engine` has it for many rows at once.
 
-One line, on which reproducible generation rests (the Gumbel-max trick; Maddison, Tarlow & Minka,
+Reproducible generation rests on one line, the Gumbel-max trick (Maddison, Tarlow & Minka,
 "A* Sampling", arXiv:1411.0030):
 
     next = argmax over the kept candidates of (logits / temperature + g)
 
 With g from the Gumbel distribution this samples softmax(logits / temperature) exactly. Here g is a
-pure function of (seed, sample, position), from a counter-based generator: it does not matter who
-computes it, when, or in which order, and PyTorch and ONNX Runtime write the same text.
+pure function of (seed, sample, position), from a counter-based generator. So the same seed gives
+the same text on every backend, streamed or not, alone or in a batch.
 
-What the options do, they do in this order, which is that of Hugging Face's `generate`:
+The options apply in this order, which is that of Hugging Face's `generate`:
 
-    never sampled → repetition_penalty → temperature → top_k → top_p → min_p → noise
+    special tokens → repetition_penalty → temperature → top_k → top_p → min_p → noise
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.tokenizer import BOS, EOS, PAD, UNK
+from minigpt.tokenizer import EOS
 
-NEVER_SAMPLED = [PAD, UNK, BOS]  # no text comes of them
-GREEDY = 1e-9  # a lower temperature is 0
+GREEDY = 1e-9  # a lower temperature counts as 0
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose among the candidates.
+    """Options for choosing the next token.
 
     Attributes:
-        temperature: above 1 bolder, below 1 safer, 0 greedy: always the likeliest. Finite, ≥ 0.
-        top_k: keep the k likeliest candidates, ≥ 1; above the vocabulary it keeps all.
-        top_p: of these, keep the likeliest that together reach this probability, in (0, 1].
-        min_p: of these, keep those at least so likely, as a share of the likeliest, in [0, 1].
-        repetition_penalty: tokens that occur in the text so far have positive logits divided by it and
-            negative ones multiplied (Keskar et al., arXiv:1909.05858); above 0, and 1 changes nothing.
-        ignore_eos: never end the text: <eos> is never sampled.
+        temperature: above 1 bolder, below 1 safer, 0 greedy (always the most probable token).
+            Finite, ≥ 0.
+        top_k: keep the k most probable tokens, ≥ 1; above vocab_size it keeps all.
+        top_p: of these, keep the most probable ones that together reach this share, in (0, 1].
+        min_p: of these, keep those with at least this share of the highest probability, in [0, 1].
+        repetition_penalty: tokens of the text so far have positive logits divided by it and negative
+            ones multiplied (Keskar et al., arXiv:1909.05858). In [0.001, 1000]; 1 changes nothing.
+        ignore_eos: never sample <eos>, so that the text does not end there.
         seed: same seed, same text; in [0, 2^63).
 
     Raises:
@@ -54,111 +54,95 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(
-                f"temperature: must be a number of 0 (greedy) or more, but it is {self.temperature}"
-            )
+        for name, valid, expected in (
+            ("temperature", 0 <= self.temperature < math.inf, "a number of 0 (greedy) or more"),
+            ("top_k", self.top_k >= 1, "1 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "from 0.001 to 1000"),
+            ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
+        ):
+            if not valid:
+                option, value = name.replace("_", "-"), getattr(self, name)
+                raise UserError(f"{option}: must be {expected}, but it is {value}")
         if self.temperature < GREEDY:  # too small to divide by
             object.__setattr__(self, "temperature", 0.0)
-        if self.top_k < 1:
-            raise UserError(f"top-k: must be 1 or more, but it is {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top-p: must be above 0 and at most 1, but it is {self.top_p}")
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"min-p: must be from 0 to 1, but it is {self.min_p}")
-        if not 1e-3 <= self.repetition_penalty <= 1e3:
-            raise UserError(
-                f"repetition-penalty: must be from 0.001 to 1000, but it is {self.repetition_penalty}"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed: must be from 0 to 2^63 - 1, but it is {self.seed}")
+
+
+def next_token(
+    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, previous_ids: Sequence[int] = ()
+) -> int:
+    """Choose the next token.
+
+    Args:
+        logits: the model's output for the last position (V,).
+        noise: Gumbel noise (V,) for the position of the new token.
+        sampling: the options.
+        previous_ids: the text so far, used by the repetition penalty.
+
+    Raises:
+        UserError: the model computes NaN or infinity.
+    """
+    check_finite(logits.max())
+    logits = logits.astype(np.float64)  # (V,), a copy
+
+    # Step 1: never generate <pad>, <unk> and <bos>, the ids before <eos>, nor an unwanted <eos>.
+    logits[:EOS] = -np.inf
+    if sampling.ignore_eos:
+        logits[EOS] = -np.inf
+
+    # Step 2: make tokens of the text so far less probable.
+    if sampling.repetition_penalty != 1:
+        penalize(logits, previous_ids, sampling.repetition_penalty)
+
+    # Step 3: apply the temperature; at 0 only the most probable token remains.
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    logits /= sampling.temperature
+
+    # Step 4: sort the candidates, the most probable first (of equal ones the lower id), and apply top-k.
+    candidates = np.argsort(-logits, kind="stable")[: sampling.top_k]  # (K,)
+    logits, noise = logits[candidates], noise[candidates]  # (K,) each
+
+    # Step 5: drop those behind the share top_p, and those below min_p times the best.
+    weights = np.exp(logits - logits[0])  # (K,), probabilities times a constant
+    before = np.cumsum(weights) - weights  # (K,), the weight of the better candidates
+    dropped = (before >= sampling.top_p * weights.sum()) | (weights < sampling.min_p)
+
+    # Step 6: add the noise; the best candidate is the next token.
+    scores = np.where(dropped, -np.inf, logits + noise)  # (K,)
+    return int(candidates[scores.argmax()])
+
+
+def check_finite(logit: float) -> None:
+    """Raise UserError if the highest logit is NaN or infinite."""
+    if not -math.inf < logit < math.inf:
+        raise UserError("the model computes logits that are not finite numbers; it is damaged")
+
+
+def penalize(logits: np.ndarray, previous_ids: Sequence[int], penalty: float) -> None:
+    """Apply the repetition penalty to logits (V,), in place."""
+    ids = list(previous_ids)
+    logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
 
 
 def gumbel_noise(
     seed: int, sample: int, position: int, vocab_size: int, count: int = 1
 ) -> np.ndarray:
-    """Gumbel noise (count, V) for the tokens from `position` on (<bos> is 0) of text number `sample`.
+    """Return Gumbel noise (count, V) for the tokens from `position` on (<bos> is at 0).
 
-    Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3") with the key
-    (seed, sample); a counter step gives four numbers, so each position owns ⌈V / 4⌉ steps.
+    `sample` numbers independent texts of one seed. The numbers come from Philox (Salmon et al.,
+    "Parallel Random Numbers: As Easy as 1, 2, 3") with the key (seed, sample). A step of its
+    counter gives four numbers, so each position owns ⌈V / 4⌉ steps.
     """
     steps = -(-vocab_size // 4)
     generator = np.random.Generator(np.random.Philox(key=[seed, sample], counter=position * steps))
-    uniform = generator.random((count, steps * 4))[:, :vocab_size]
+    uniform = generator.random((count, steps * 4))[:, :vocab_size]  # (count, V)
     return -np.log(-np.log(np.maximum(uniform, 2.0**-53)))
 
 
-class Noise:
-    """`gumbel_noise` of one text, drawn for many positions at once."""
-
-    def __init__(self, seed: int, sample: int, vocab_size: int):
-        self._key = seed, sample
-        self._vocab_size = vocab_size
-        self._start, self._block = 0, np.empty((0, vocab_size))
-
-    def rows(self, position: int, count: int) -> np.ndarray:
-        """(count, V), from `position` on."""
-        if not self._start <= position <= position + count <= self._start + len(self._block):
-            self._start = position
-            self._block = gumbel_noise(*self._key, position, self._vocab_size, max(count, 64))
-        return self._block[position - self._start :][:count]
-
-
-def next_tokens(
-    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, texts: Sequence[Sequence[int]] = ()
-) -> Iterator[int]:
-    """Logits (N, V) and the noise (N, V) for them → N ids.
-
-    `texts`: the ids so far that each comes after; only the repetition penalty asks for them.
-    """
-    logits = logits.astype(np.float64)
-    logits[:, : EOS + 1 if sampling.ignore_eos else EOS] = -np.inf  # the special tokens come first
-    if sampling.repetition_penalty != 1:
-        for row, seen in zip(logits, texts, strict=True):
-            own = row[seen]
-            row[seen] = np.where(
-                own > 0, own / sampling.repetition_penalty, own * sampling.repetition_penalty
-            )
-    if not sampling.temperature:
-        yield from logits.argmax(axis=1).tolist()
-        return
-    logits /= sampling.temperature
-    # The best of the kept ones is the first kept one from the best of all down: nearly always the very first,
-    # so that nothing need be sorted
-    scores = logits + noise
-    for own, score, token in zip(logits, scores, scores.argmax(axis=1).tolist(), strict=True):
-        # a model that gives no numbers has none to keep
-        while score[token] > -np.inf and not _kept(token, own, sampling):
-            score[token] = -np.inf
-            token = int(score.argmax())
-        yield token
-
-
-def _kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
-    """Whether top-k, top-p and min-p keep `token`, by the logits (V,) over the temperature."""
-    among_top_k = (
-        np.count_nonzero(logits >= logits[token]) <= sampling.top_k
-    )  # with all of its equals
-    if among_top_k and sampling.top_p == 1 and not sampling.min_p:
-        return True
-    better = logits > logits[token]
-    better[:token] |= logits[:token] == logits[token]  # of equal logits the lower id comes first
-    if np.count_nonzero(better) >= sampling.top_k:
-        return False
-    weights = np.exp(logits - logits.max())
-    if sampling.top_p < 1:
-        top = (
-            np.partition(weights, -sampling.top_k)[-sampling.top_k :]
-            if sampling.top_k < len(weights)
-            else weights
-        )
-        if weights[better].sum() >= sampling.top_p * top.sum():
-            return False
-    return bool(weights[token] >= sampling.min_p)
-
-
 def log_probabilities(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Of each of `ids` (N,), in nats, as the model itself has it: logits (N, V) → (N,), in float64."""
+    """Return the log-probabilities (N,) that logits (N, V) give to ids (N,), in nats and float64."""
     logits = logits.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(axis=1))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.common.errors import UserError
-from minigpt.data.ngram_table import Draft
+from minigpt.data.ngram_table import read_ngram_table
 from minigpt.model.checkpoint import load_model
 from minigpt.model.model import MiniGPT, TransformerBlock
 from minigpt.tokenizer import Tokenizer, tokenizer_from_dict
@@ -26,7 +26,7 @@ class TorchBackend:
         """Wrap `model`; `metadata` is that of its checkpoint."""
         self.model, self.tokenizer, self.metadata = model, tokenizer, metadata or {}
         self.max_seq_len = model.max_seq_len
-        self.draft = Draft.of(self.metadata, tokenizer.vocab_size)
+        self.ngram_table = read_ngram_table(self.metadata, tokenizer.vocab_size)
         self.draft_length, self.max_batch_size = 7, 16
 
     @classmethod
@@ -68,12 +68,8 @@ class TorchKVCache:
 
     def __init__(self, model: MiniGPT, batch_size: int):
         self._model = model
-        embedding, B, S, H = (
-            next(model.parameters()),
-            batch_size,
-            model.max_seq_len,
-            model.num_heads,
-        )
+        embedding = next(model.parameters())  # (V, C)
+        B, S, H = batch_size, model.max_seq_len, model.num_heads
         shape = len(model.blocks), B, S, H, embedding.shape[1] // H
         ids = embedding.new_zeros((B, S + 1), dtype=torch.int64)
         self.cached = CachedTensors(embedding.new_zeros(shape), embedding.new_zeros(shape), ids)

@@ -9,11 +9,11 @@ import pandas as pd
 from minigpt.common.config import Params
 from minigpt.common.files import atomic_write
 from minigpt.common.format_version import FORMAT_VERSION
-from minigpt.data.ngram_table import build_draft
 from minigpt.data.token_files import Tokens
 from minigpt.model.loss import bits_per
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import Tokenizer
+from minigpt.training.ngram import build_ngram_table
 from minigpt.training.train import Metrics, Progress, Trainer
 
 
@@ -63,7 +63,7 @@ def model_metadata(
         "config": {"vocab_size": tokenizer.vocab_size, **params.model.model_dump()},
         "parameters": model.num_parameters,
         "tokenizer": tokenizer.to_dict(),
-        "draft": build_draft(tokens.ids["train"], tokenizer.vocab_size).to_text(),
+        "ngram_table": build_ngram_table(tokens.ids["train"], tokenizer.vocab_size).to_text(),
         "train": params.train.model_dump(),
         "training": training,
         "lineage": {"data_sha256": tokens.sha256()},

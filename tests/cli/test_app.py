@@ -17,10 +17,10 @@ import pytest
 from conftest import ROOT, build_model, model_metadata
 
 from minigpt.cli.app import main
-from minigpt.data.ngram_table import build_draft
 from minigpt.export.onnx_graph import to_onnx
 from minigpt.model.checkpoint import save
 from minigpt.tokenizer import BPETokenizer
+from minigpt.training.ngram import build_ngram_table
 
 COMMAND = [sys.executable, "-m", "minigpt.cli.app"]
 FOX = "The quick brown fox jumps over the lazy dog."  # the model knows this sentence by heart
@@ -39,9 +39,9 @@ def write_models(folder: Path, model: Any, metadata: dict[str, Any]) -> Path:
 def models(trained, tokenizer, sentences, tmp_path_factory):
     """A folder with both files of a model that knows the sentences corpus."""
     ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
-    draft = build_draft(ids, tokenizer.vocab_size).to_text()
+    table = build_ngram_table(ids, tokenizer.vocab_size).to_text()
     metadata = model_metadata(
-        trained.model, tokenizer, parameters=123, draft=draft, training={"val/loss": 0.25}
+        trained.model, tokenizer, parameters=123, ngram_table=table, training={"val/loss": 0.25}
     )
     return write_models(tmp_path_factory.mktemp("cli"), trained.model, metadata)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.evaluation.score import score, token_losses
-from minigpt.generation.engine import window_start
+from minigpt.generation.generate import window_start
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, model_metadata, randomize, train_config
+from conftest import ARCHITECTURES, build_model, engine_ids, model_metadata, randomize, train_config
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Document
@@ -18,7 +18,8 @@ from minigpt.data.token_files import SplitInfo, Tokens
 from minigpt.evaluation.evaluate import predict, summarize
 from minigpt.export.checks import check_parity, check_quality, logits_of, max_logit_difference
 from minigpt.export.onnx_graph import to_onnx
-from minigpt.generation.engine import generate, generate_ids, window_start
+from minigpt.generation.engine import generate
+from minigpt.generation.generate import window_start
 from minigpt.generation.onnx_backend import OnnxBackend, OnnxKVCache
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.torch_backend import TorchBackend
@@ -58,7 +59,7 @@ def test_every_architecture_generates_the_same_text(tokenizer, tmp_path, switche
     assert max_logit_difference(torch_backend, onnx_backend) < 1e-4
     for seed in range(5):  # beyond the context, where the window slides
         theirs, ours = (
-            list(generate_ids(backend, "the", 60, Sampling(seed=seed)))
+            engine_ids(backend, "the", 60, Sampling(seed=seed))
             for backend in (torch_backend, onnx_backend)
         )
         assert theirs == ours
@@ -128,8 +129,8 @@ def test_both_backends_generate_the_same_text(trained, exported, sentences, full
         sampling = Sampling(
             temperature=rng.choice([0.0, 0.8, 1.5]), top_k=rng.choice([3, 50]), seed=seed
         )
-        ours = list(generate_ids(trained, prompt, 100, sampling))
-        theirs = list(generate_ids(exported, prompt, 100, sampling))
+        ours = engine_ids(trained, prompt, 100, sampling)
+        theirs = engine_ids(exported, prompt, 100, sampling)
         if ours != theirs:
             assert _gap_at_first_difference(trained, prompt, ours, theirs, sampling) <= 2 * error
 
@@ -172,7 +173,7 @@ def test_external_weights_are_rejected(onnx_file, tmp_path):
     assert (tmp_path / "weights.bin").exists()
     with pytest.raises(
         UserError,
-        match=r"external\.onnx: not a model that can be run: its weights lie in another file",
+        match=r"external\.onnx: not a model that can be run: its weights are in another file",
     ):
         OnnxBackend(path)
 
@@ -234,5 +235,5 @@ def test_bpe_model_from_text_to_both_backends(tmp_path):
         assert "".join(generate(backend, "nai\u0308ve café", 60, greedy)) == " 🦊, said the 🦊."
     for seed in range(5):  # hot enough for invalid UTF-8
         sampling = Sampling(temperature=3.0, top_k=1000, seed=seed)
-        ids = list(generate_ids(theirs, "", 40, sampling))
+        ids = engine_ids(theirs, "", 40, sampling)
         assert "".join(generate(ours, "", 40, sampling)) == tokenizer.decode(ids)

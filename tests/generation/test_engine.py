@@ -1,39 +1,26 @@
+"""The engine against the plain loop of `generate.py`: the same text from batches and drafts."""
+
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, model_metadata, randomize
-from hypothesis import given
+from conftest import ARCHITECTURES, build_model, engine_ids, model_metadata, randomize
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_sampling import LOGITS, SAMPLINGS
 
 from minigpt.common.errors import UserError
-from minigpt.generation.engine import Text, generate, generate_ids, window_start, write
-from minigpt.generation.sampling import Sampling, gumbel_noise, next_tokens
+from minigpt.export.onnx_graph import to_onnx
+from minigpt.generation.backend import Backend
+from minigpt.generation.engine import Engine, generate, next_tokens, run
+from minigpt.generation.generate import generate_ids
+from minigpt.generation.onnx_backend import OnnxBackend
+from minigpt.generation.sampling import Sampling, gumbel_noise, next_token
+from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
-from minigpt.model.checkpoint import save
-from minigpt.tokenizer import EOS, BPETokenizer, CharTokenizer
+from minigpt.tokenizer import EOS
+from minigpt.training.ngram import build_ngram_table
 
-GREEDY = Sampling(temperature=0)
-
-
-class Uncached:
-    """The slowest honest way: for each token the whole window, read anew."""
-
-    def __init__(self, backend: TorchBackend):
-        self.backend, self.tokenizer, self.max_seq_len = (
-            backend,
-            backend.tokenizer,
-            backend.max_seq_len,
-        )
-
-    def generate(self, prompt: str, count: int, sampling: Sampling, sample: int) -> list[int]:
-        ids = self.tokenizer.encode(prompt)[:-1]
-        first = len(ids)
-        while len(ids) < first + count and ids[-1:] != [EOS]:
-            window = ids[window_start(len(ids), self.max_seq_len) :]
-            logits = self.backend.new_cache(1).prefill(0, np.array(window), 0)[-1]
-            noise = gumbel_noise(sampling.seed, sample, len(ids), self.tokenizer.vocab_size)
-            ids += next_tokens(logits[None], noise, sampling, [ids])
-        return ids[first:]
+PROMPTS = ["", "the", "a prompt that is longer than the window of twelve", "fox"]
 
 
 @pytest.fixture(
@@ -43,154 +30,170 @@ def untrained(request, tokenizer) -> TorchBackend:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
     model = build_model(tokenizer.vocab_size, **sizes, **request.param)
-    return TorchBackend(randomize(model).eval(), tokenizer)
+    return TorchBackend(randomize(model), tokenizer)
 
 
-@pytest.mark.parametrize("switches", ARCHITECTURES, ids=str)
-def test_a_loaded_model_computes_the_same(switches, tokenizer, tmp_path):
-    sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}
-    model = randomize(build_model(**sizes, **switches))
-    path = tmp_path / "model.safetensors"
-    save(path, model.state_dict(), model_metadata(model, tokenizer))
-    loaded = TorchBackend.load(path)
-    ids = torch.randint(4, 40, (1, 12))
-    with torch.inference_mode():
-        assert torch.equal(loaded.model(ids), model(ids))
-    written = [
-        list(generate_ids(backend, "the", 30))
-        for backend in (loaded, TorchBackend(model, tokenizer))
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def drafting(request, trained, tokenizer, sentences, tmp_path_factory) -> Backend:
+    """A trained model with an n-gram table."""
+    ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
+    table = build_ngram_table(ids, tokenizer.vocab_size).to_text()
+    metadata = model_metadata(trained.model, tokenizer, ngram_table=table)
+    if request.param == "torch":
+        return TorchBackend(trained.model, tokenizer, metadata)
+    path = tmp_path_factory.mktemp("draft") / "model.onnx"
+    path.write_bytes(to_onnx(trained.model, metadata))
+    return OnnxBackend(path)
+
+
+@given(st.lists(st.tuples(LOGITS, st.sets(st.integers(0, 59))), min_size=1, max_size=4), SAMPLINGS)
+def test_next_tokens_equal_next_token(rows, sampling):
+    V = min(len(logits) for logits, _ in rows)
+    logits = np.stack([logits[:V] for logits, _ in rows])
+    contexts = [[token for token in seen if token < V] * 2 for _, seen in rows]
+    noise = gumbel_noise(sampling.seed, 1, 7, V, count=len(rows))
+    expected = [
+        next_token(row, g, sampling, context)
+        for row, g, context in zip(logits, noise, contexts, strict=True)
     ]
-    assert written[0] == written[1]
+    assert list(next_tokens(logits, noise, sampling, contexts)) == expected
 
 
-def test_the_trained_model_knows_the_fox(trained):
-    assert (
-        "".join(generate(trained, "The quick brown", sampling=GREEDY))
-        == " fox jumps over the lazy dog."
-    )
-    *_, last = generate_ids(trained, "The quick brown", sampling=GREEDY)
-    assert last == EOS
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(min_p=0.5)], ids=str)
+def test_next_tokens_reject_logits_that_are_not_finite(sampling, value):
+    with pytest.raises(UserError, match="the model computes logits that are not finite"):
+        list(next_tokens(np.full((1, 80), value), gumbel_noise(0, 0, 0, 80), sampling, [[4]]))
 
 
-@given(st.integers(1, 3000), st.integers(1, 300))
-def test_the_window_is_never_empty_nor_longer_than_the_context(position, max_seq_len):
-    start = window_start(position, max_seq_len)
-    assert 0 < position - start <= max_seq_len
-    assert start <= window_start(position + 1, max_seq_len)
-    if position <= max_seq_len:
-        assert start == 0
-    else:
-        assert position - start > max_seq_len - max(1, max_seq_len // 2)
-
-
-@pytest.mark.parametrize("prompt", ["", "the", "a prompt that is longer than the window of twelve"])
-def test_past_the_context_text_equals_the_uncached_path(untrained, prompt):
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_cache_changes_no_text(untrained, prompt):
     sampling = Sampling(seed=3)
-    text = list(generate_ids(untrained, prompt, 60, sampling, sample=1))
-    assert text == Uncached(untrained).generate(prompt, 60, sampling, sample=1)
+    expected = list(generate_ids(untrained, prompt, 60, sampling, sample=1))
+    assert engine_ids(untrained, prompt, 60, sampling, sample=1) == expected
 
 
-def test_going_on_from_a_text_gives_what_one_run_gives(untrained):
-    whole = "".join(generate(untrained, "the", 40, Sampling(seed=1)))
-    assert "".join(generate(untrained, "the" + whole[:15], 25, Sampling(seed=1))) == whole[15:]
+REQUESTS = st.builds(
+    dict,
+    prompt=st.sampled_from(PROMPTS),
+    sampling=SAMPLINGS,
+    sample=st.integers(0, 3),
+    max_new_tokens=st.integers(1, 30),
+)
 
 
-def test_samples_of_one_seed_differ_and_stand_alone(untrained):
-    texts = ["".join(generate(untrained, "a", 30, Sampling(seed=2), sample)) for sample in range(4)]
-    assert len(set(texts)) == 4
-    assert texts[2] == "".join(generate(untrained, "a", 30, Sampling(seed=2), 2))
-
-
-def test_no_tokens_is_refused(untrained):
-    with pytest.raises(UserError, match="max-new-tokens: must be 1 or more, but it is 0"):
-        generate(untrained, "a", 0)
-    with pytest.raises(UserError, match="stop: must not be empty"):
-        generate(untrained, "a", stop=[".", ""])
-
-
+@settings(max_examples=30)
 @given(
-    st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3),
-    st.text("ab ", max_size=30),
-    st.integers(1, 30),
+    st.lists(st.tuples(REQUESTS, st.integers(0, 9), st.integers(0, 40)), min_size=1, max_size=5),
+    st.integers(1, 3),
 )
-def test_a_text_ends_before_the_first_stop_string(stop, written, max_new_tokens):
-    """Whatever the pieces: nothing is shown that is taken back, nothing kept back that can be shown."""
-    tokenizer = CharTokenizer("ab ")
-    text = Text(tokenizer, "a", stop=stop, max_new_tokens=max_new_tokens)
-    shown = ""
-    for count, token in enumerate(
-        tokenizer.encode(written, add_special_tokens=False)[:max_new_tokens], start=1
-    ):
-        shown += text.add(token, np.zeros(7))
-        sofar = written[:count]
-        found = [sofar.index(string) for string in stop if string in sofar]
-        if found:
-            assert (text.stopped, shown) == ("stop", sofar[: min(found)])
-            break
-        may_begin = max(
-            [n for string in stop for n in range(len(string)) if sofar.endswith(string[:n])],
-            default=0,
-        )
-        assert shown == (sofar if text.stopped else sofar[: count - may_begin])
-        assert text.stopped == ("length" if count == max_new_tokens else None)
-    assert text.text == shown
+def test_a_batch_changes_no_text(untrained, requests, batch_size):
+    """Sequences join a batch at one step and are cancelled at another, if they last that long."""
+    engine, step = Engine(untrained, batch_size), 0
+    sequences = [Sequence(untrained.tokenizer, **request) for request, _, _ in requests]
+    while engine.unfinished or step < 10:
+        for sequence, (_, joined, cancelled) in zip(sequences, requests, strict=True):
+            if step == joined:
+                engine.add(sequence)
+            if step == joined + cancelled + 1:
+                engine.cancel(sequence)
+        engine.step()
+        step += 1
+    for sequence, (request, _, _) in zip(sequences, requests, strict=True):
+        expected = list(generate_ids(untrained, **request))
+        if sequence.finish_reason == "cancelled":
+            expected = expected[: len(sequence.generated)]
+        else:
+            assert sequence.finish_reason == ("eos" if expected[-1] == EOS else "length")
+        assert sequence.generated == expected
 
 
-def test_a_stop_string_may_begin_within_a_subword_and_a_character():
-    tokenizer = BPETokenizer(280)
-    tokenizer.build_vocab(["the fox 🦊 and the fox 🦊"] * 3)
-    ids = tokenizer.encode("the fox 🦊 and", add_special_tokens=False)
-    for stop, expected in (("ox", "the f"), ("🦊", "the fox "), ("x 🦊 a", "the fo")):
-        text = Text(tokenizer, "", stop=[stop])
-        assert (
-            "".join(text.add(token, np.zeros(1)) for token in ids if not text.stopped) == expected
-        )
+def test_a_cancelled_sequence_frees_its_row(untrained):
+    sampling = Sampling(ignore_eos=True)
+    first, second = (Sequence(untrained.tokenizer, "the", sampling, i) for i in range(2))
+    engine = Engine(untrained, batch_size=1)
+    engine.add(first)
+    engine.add(second)
+    engine.step()
+    assert (len(first.generated), len(second.generated)) == (1, 0)
+    engine.cancel(first)
+    engine.step()
+    assert (first.finish_reason, len(first.generated), len(second.generated)) == ("cancelled", 1, 1)
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=1.5, seed=4),
-        Sampling(seed=1, repetition_penalty=1.5, top_p=0.9),
-        Sampling(0, min_p=0.1),
-    ],
-    ids=str,
-)
-def test_texts_in_a_batch_are_what_each_is_alone(untrained, sampling, monkeypatch):
-    monkeypatch.setattr(untrained, "max_batch_size", 3)
-    prompts = [
-        "",
-        "the",
-        "a prompt that is longer than the window of twelve",
-        "fox",
-        "The quick brown fox",
-    ]
-    texts = [
-        Text(untrained.tokenizer, prompt, sample, 10 + 7 * sample)
-        for prompt in prompts
-        for sample in range(2)
-    ]
-    for _ in write(untrained, texts, sampling):
-        pass
-    for text in texts:
-        alone = Uncached(untrained).generate(
-            text.prompt, 10 + 7 * text.sample, sampling, text.sample
-        )
-        assert text.written == alone
-        assert text.stopped == ("eos" if alone[-1] == EOS else "length")
+def test_a_waiting_sequence_can_be_cancelled(untrained):
+    engine = Engine(untrained)
+    sequence = Sequence(untrained.tokenizer, "the")
+    engine.add(sequence)
+    engine.cancel(sequence)
+    assert not engine.unfinished
+    assert sequence.generated == []
 
 
-def test_ignore_eos_writes_on(trained):
+def test_cancelling_a_finished_sequence_changes_nothing(trained):
+    sequence = Sequence(trained.tokenizer, "the", max_new_tokens=1)
+    engine = Engine(trained)
+    engine.add(sequence)
+    engine.step()
+    engine.cancel(sequence)
+    assert sequence.finish_reason == "length"
+
+
+def test_run_yields_the_text_of_each_sequence(trained):
+    sequences = [Sequence(trained.tokenizer, "the", Sampling(2.0, seed=seed)) for seed in range(9)]
+    texts = {id(sequence): "" for sequence in sequences}
+    for sequence, new_text in run(trained, sequences):
+        texts[id(sequence)] += new_text
+    assert [texts[id(sequence)] for sequence in sequences] == [each.text for each in sequences]
+
+
+def test_ignore_eos_continues_past_the_end(trained):
     text = "".join(generate(trained, "The quick brown", 60, Sampling(0, ignore_eos=True)))
     assert text.startswith(" fox jumps over the lazy dog.")
     assert len(text) == 60
 
 
-def test_log_probabilities_are_those_of_the_whole_text(untrained):
+def test_logprobs_are_those_of_a_full_forward_pass(untrained):
     sampling = Sampling(temperature=2.0, top_k=3, repetition_penalty=2.0, ignore_eos=True)
-    text = Text(untrained.tokenizer, "the", max_new_tokens=9, logprobs=True)
-    for _ in write(untrained, [text], sampling):
+    sequence = Sequence(untrained.tokenizer, "the", sampling, max_new_tokens=9, logprobs=True)
+    for _ in run(untrained, [sequence]):
         pass
-    logits = torch.from_numpy(untrained.new_cache(1).prefill(0, np.array(text.ids[:-1]), 0))
-    expected = logits.log_softmax(-1)[torch.arange(3, 12), text.written]
-    np.testing.assert_allclose(text.logprobs, expected, atol=1e-5)
+    logits = untrained.model(torch.tensor([sequence.ids[:-1]]))[0]  # (T, V)
+    expected = logits.log_softmax(-1)[torch.arange(3, 12), sequence.generated]
+    np.testing.assert_allclose(sequence.logprobs, expected.detach(), atol=1e-5)
+
+
+def test_drafts_change_no_text_but_save_passes(drafting, monkeypatch, full):
+    table, rng = drafting.ngram_table, np.random.default_rng(0)
+    V = drafting.tokenizer.vocab_size
+    wrong = build_ngram_table(rng.integers(4, V, size=2000), V)
+    saved = []
+    for seed in range(1000 if full else 30):
+        sampling = Sampling(
+            temperature=[0.0, 0.8, 1.5][seed % 3],
+            top_k=[50, 5][seed % 2],
+            repetition_penalty=[1.0, 1.2][seed % 4 == 0],
+            ignore_eos=seed % 5 > 0,
+            seed=seed,
+        )
+        sequences = []
+        for draft_table in (None, table, wrong):
+            monkeypatch.setattr(drafting, "ngram_table", draft_table)
+            sequences.append(Sequence(drafting.tokenizer, "The", sampling, max_new_tokens=150))
+            for _ in run(drafting, sequences[-1:]):
+                pass
+        plain, drafted, misled = sequences
+        assert plain.generated == drafted.generated == misled.generated
+        assert plain.forward_passes == len(plain.generated)
+        saved.append(1 - drafted.forward_passes / plain.forward_passes)
+    assert np.mean(saved) > 0.2
+
+
+def test_drafting_stops_where_few_drafts_are_accepted(drafting, monkeypatch):
+    V = drafting.tokenizer.vocab_size
+    wrong = build_ngram_table(np.random.default_rng(0).integers(4, V, size=2000), V)
+    monkeypatch.setattr(drafting, "ngram_table", wrong)
+    sequence = Sequence(drafting.tokenizer, "The", Sampling(ignore_eos=True), max_new_tokens=150)
+    for _ in run(drafting, [sequence]):
+        pass
+    assert 0 < sequence.drafted < 60

@@ -98,7 +98,7 @@ def test_one_run_holds_all_three_stages(reproduced):
     assert {"gradient_norm", "cpu_seconds", "peak_memory_mib"} <= set(last)
     backends = [OnnxBackend(reproduced.root / "models/minigpt.onnx")]
     backends.append(TorchBackend.load(reproduced.root / "models/minigpt.safetensors"))
-    assert all(backend.draft for backend in backends)
+    assert all(backend.ngram_table for backend in backends)
     assert last["parameters"] == backends[0].metadata["parameters"]
     assert last["tokens"] == 30 * 4 * 32
     assert last["flops"] > 6 * last["tokens"] * 0.8 * last["parameters"]

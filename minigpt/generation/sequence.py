@@ -1,0 +1,100 @@
+"""One sequence that is being generated: its prompt, its tokens, its text, and when it ends."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from minigpt.common.errors import UserError
+from minigpt.generation.sampling import Sampling, log_probabilities
+from minigpt.tokenizer import EOS, Tokenizer
+
+
+class Sequence:
+    """A prompt and the tokens generated so far.
+
+    Attributes:
+        prompt: the text to continue.
+        sampling: options for choosing its tokens.
+        sample: its number among the sequences of one seed.
+        ids: <bos>, the prompt, and the generated tokens.
+        text: the generated text, as far as it is final.
+        logprobs: log-probability of each generated token under the model, in nats; None if not
+            requested.
+        forward_passes: number of forward passes so far.
+        drafted: number of draft tokens that were verified (see `minigpt.generation.draft`).
+        finish_reason: None until the end, then "eos", "length", "stop" or "cancelled".
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        sampling: Sampling = Sampling(),
+        sample: int = 0,
+        max_new_tokens: int = 200,
+        stop: Iterable[str] = (),
+        logprobs: bool = False,
+    ):
+        """Start from `prompt`; the text ends before the first of the `stop` strings.
+
+        Raises:
+            UserError: `max_new_tokens` is less than 1, or a stop string is empty.
+        """
+        if max_new_tokens < 1:
+            raise UserError(f"max-new-tokens: must be 1 or more, but it is {max_new_tokens}")
+        self.stop = tuple(stop)
+        if not all(self.stop):
+            raise UserError("stop: must not be empty")
+        self.prompt, self.sampling, self.sample = prompt, sampling, sample
+        self.ids = tokenizer.encode(prompt)[:-1]  # <eos> would end the text here
+        self.text = ""
+        self.logprobs: list[float] | None = [] if logprobs else None
+        self.forward_passes = self.drafted = 0
+        self.finish_reason: str | None = None
+        self._prompt_length = len(self.ids)
+        self._max_length = self._prompt_length + max_new_tokens
+        self._decoder = tokenizer.decoder()
+        self._buffer = ""  # the end of the decoded text, which may begin a stop string
+
+    @property
+    def generated(self) -> list[int]:
+        """The generated tokens, <eos> included."""
+        return self.ids[self._prompt_length :]
+
+    @property
+    def accepted(self) -> int:
+        """Number of accepted draft tokens; each saved a forward pass."""
+        return len(self.ids) - self._prompt_length - self.forward_passes
+
+    @property
+    def remaining(self) -> int:
+        """Number of tokens that may still be generated."""
+        return self._max_length - len(self.ids)
+
+    def append(self, token: int, logits: np.ndarray) -> str:
+        """Append a token chosen from `logits` (V,); return the text that is now final."""
+        self.ids.append(token)
+        if self.logprobs is not None:
+            self.logprobs.append(float(log_probabilities(logits[None], np.array([token]))[0]))
+        self._buffer += self._decoder.feed(token)
+        if token == EOS or not self.remaining:
+            self.finish_reason = "eos" if token == EOS else "length"
+            self._buffer += self._decoder.end()
+        if not self.stop:
+            return self._release(len(self._buffer))
+        if found := [at for stop in self.stop if (at := self._buffer.find(stop)) >= 0]:
+            self.finish_reason = "stop"
+            return self._release(min(found))
+        held = 0 if self.finish_reason else max(map(self._overlap, self.stop))
+        return self._release(len(self._buffer) - held)
+
+    def _release(self, length: int) -> str:
+        """Move the first `length` characters of the buffer to the text."""
+        final, self._buffer = self._buffer[:length], self._buffer[length:]
+        self.text += final
+        return final
+
+    def _overlap(self, stop: str) -> int:
+        """Return how many characters at the end of the buffer begin `stop`."""
+        longest = min(len(stop) - 1, len(self._buffer))
+        return next((n for n in range(longest, 0, -1) if self._buffer.endswith(stop[:n])), 0)
