@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minigpt.generation.backend import Backend
 from minigpt.generation.engine import run
 from minigpt.generation.generate import window_start
 from minigpt.generation.onnx_backend import OnnxBackend
@@ -34,6 +35,13 @@ def gap(
     return abs(float(scores[tokens[0]] - scores[tokens[1]]))
 
 
+def generated_ids(backend: Backend, prompt: str, sampling: Sampling) -> list[int]:
+    sequence = Sequence(backend.tokenizer, prompt, sampling, max_new_tokens=LENGTH)
+    for _ in run(backend, [sequence]):
+        pass
+    return sequence.generated
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -53,14 +61,7 @@ def main() -> None:
         start = rng.randrange(len(text))
         prompt = text[start : start + rng.randrange(1, 60)]
         sampling = Sampling(ignore_eos=True, seed=seed)
-        sequences = [
-            Sequence(backend.tokenizer, prompt, sampling, max_new_tokens=LENGTH)
-            for backend in (ours, theirs)
-        ]
-        for backend, sequence in zip((ours, theirs), sequences, strict=True):
-            for _ in run(backend, [sequence]):
-                pass
-        a, b = (sequence.generated for sequence in sequences)
+        a, b = (generated_ids(backend, prompt, sampling) for backend in (ours, theirs))
         if a == b:
             equal += 1
             continue

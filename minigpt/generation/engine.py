@@ -55,7 +55,7 @@ class Engine:
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence and free its row; one that has finished is unchanged."""
         if sequence.finish_reason is None:
-            sequence.finish_reason = "cancelled"
+            sequence.finish_reason = "canceled"
             self._waiting = deque(other for other in self._waiting if other is not sequence)
             self._remove_finished()
 

@@ -22,7 +22,7 @@ class Sequence:
             requested.
         forward_passes: number of forward passes so far.
         drafted: number of draft tokens that were verified (see `minigpt.generation.draft`).
-        finish_reason: None until the end, then "eos", "length", "stop" or "cancelled".
+        finish_reason: None until the end, then "eos", "length", "stop" or "canceled".
     """
 
     def __init__(

@@ -88,27 +88,27 @@ REQUESTS = st.builds(
     st.integers(1, 3),
 )
 def test_a_batch_changes_no_text(untrained, requests, batch_size):
-    """Sequences join a batch at one step and are cancelled at another, if they last that long."""
+    """Sequences join a batch at one step and are canceled at another, if they last that long."""
     engine, step = Engine(untrained, batch_size), 0
     sequences = [Sequence(untrained.tokenizer, **request) for request, _, _ in requests]
     while engine.unfinished or step < 10:
-        for sequence, (_, joined, cancelled) in zip(sequences, requests, strict=True):
+        for sequence, (_, joined, canceled) in zip(sequences, requests, strict=True):
             if step == joined:
                 engine.add(sequence)
-            if step == joined + cancelled + 1:
+            if step == joined + canceled + 1:
                 engine.cancel(sequence)
         engine.step()
         step += 1
     for sequence, (request, _, _) in zip(sequences, requests, strict=True):
         expected = list(generate_ids(untrained, **request))
-        if sequence.finish_reason == "cancelled":
+        if sequence.finish_reason == "canceled":
             expected = expected[: len(sequence.generated)]
         else:
             assert sequence.finish_reason == ("eos" if expected[-1] == EOS else "length")
         assert sequence.generated == expected
 
 
-def test_a_cancelled_sequence_frees_its_row(untrained):
+def test_a_canceled_sequence_frees_its_row(untrained):
     sampling = Sampling(ignore_eos=True)
     first, second = (Sequence(untrained.tokenizer, "the", sampling, i) for i in range(2))
     engine = Engine(untrained, batch_size=1)
@@ -118,10 +118,10 @@ def test_a_cancelled_sequence_frees_its_row(untrained):
     assert (len(first.generated), len(second.generated)) == (1, 0)
     engine.cancel(first)
     engine.step()
-    assert (first.finish_reason, len(first.generated), len(second.generated)) == ("cancelled", 1, 1)
+    assert (first.finish_reason, len(first.generated), len(second.generated)) == ("canceled", 1, 1)
 
 
-def test_a_waiting_sequence_can_be_cancelled(untrained):
+def test_a_waiting_sequence_can_be_canceled(untrained):
     engine = Engine(untrained)
     sequence = Sequence(untrained.tokenizer, "the")
     engine.add(sequence)
