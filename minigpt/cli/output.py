@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from minigpt.common.text import printable, visible
+from minigpt.common.text import visible
 
 if TYPE_CHECKING:
     from minigpt.generation.backend import Backend
@@ -39,7 +39,7 @@ def _cell(value: Any) -> str:
 
 def warn_about_unknown_characters(backend: "Backend", text: str) -> None:
     if unknown := backend.tokenizer.unknown(text):
-        names = printable(unknown)
+        names = ", ".join(map(repr, unknown))
         print(
             f"minigpt-cli: warning: not in the vocabulary, read as <unk>: {names}", file=sys.stderr
         )

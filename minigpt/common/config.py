@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from minigpt.common.errors import UserError
+from minigpt.common.files import read_errors
 from minigpt.common.text import Normalization
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -226,18 +227,13 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
             wrong type or range. The message names the key.
     """
     try:
-        # YAML 1.2, like DVC: 1e-3 is a number (in YAML 1.1 it is a string)
-        values = YAML(typ="safe", pure=True).load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run in the folder that contains it") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Params.model_validate(values)
+        with read_errors(path, "run in the folder that contains it"):
+            # YAML 1.2, like DVC: 1e-3 is a number (in YAML 1.1 it is a string)
+            return Params.model_validate(YAML(typ="safe", pure=True).load(path))
     except ValidationError as error:
         raise UserError(f"{path}: {_one_line(error)}") from None
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _one_line(error: ValidationError) -> str:

@@ -1,7 +1,6 @@
 """Unicode normalization forms, and text made safe to print."""
 
 import re
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD", "none"]
@@ -18,8 +17,3 @@ def visible(text: str) -> str:
     '\\x1b[2J'
     """
     return CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], text)
-
-
-def printable(characters: Sequence[str]) -> str:
-    """Format characters for a message: quoted, with control characters escaped."""
-    return ", ".join(repr(character) for character in characters)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt.common.config import ModelConfig, add_missing
 from minigpt.common.errors import UserError
-from minigpt.common.files import atomic_write
+from minigpt.common.files import atomic_write, read_errors
 from minigpt.common.format_version import check_format_version
 from minigpt.model.model import MiniGPT
 
@@ -69,18 +69,15 @@ def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
         UserError: the file is missing, damaged, too new, or holds no model.
     """
     try:
-        tensors, metadata = load(path)
+        with read_errors(path, "run `dvc repro` to train a model"):
+            tensors, metadata = load(path)
         check_format_version(path, metadata)
         config = add_missing({"model": metadata["config"]})["model"]
         vocab_size = config.pop("vocab_size")
         model = MiniGPT(vocab_size, ModelConfig(**config))
         model.load_state_dict(tensors)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such model; run `dvc repro` to train one") from None
     except DamagedFileError as error:
         raise UserError(f"{error}; run `dvc repro` to train it again") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{path}: not a model of this version of MiniGPT") from None
     return model.eval(), metadata

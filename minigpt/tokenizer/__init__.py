@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.common.errors import UserError
+from minigpt.common.files import read_errors
 from minigpt.tokenizer.base import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, Decoder, Tokenizer
 from minigpt.tokenizer.bpe import BPETokenizer
 from minigpt.tokenizer.char import CharTokenizer
@@ -45,9 +46,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         UserError: The file is missing or damaged.
     """
+    advice = "run the stage build_vocab"
     try:
-        return tokenizer_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run the stage build_vocab") from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a vocabulary: {error}; run the stage build_vocab") from None
+        with read_errors(path, advice):
+            return tokenizer_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path}: not a vocabulary: {error}; {advice}") from None

@@ -91,11 +91,8 @@ class Tokenizer(ABC):
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Like `decode`, but yield text as soon as its ids arrive."""
         decoder = self.decoder()
-        for token in ids:
-            if text := decoder.feed(token):
-                yield text
-        if rest := decoder.end():
-            yield rest
+        yield from filter(None, map(decoder.feed, ids))
+        yield from filter(None, [decoder.end()])
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -31,22 +31,12 @@ class ByteDecoder(Decoder):
         return self._bytes.decode(b"", final=True)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte of each character that stands for one in GPT-2's tokens.
-
-    Visible Latin-1 characters stand for themselves, the other bytes for characters from U+0100 on.
-    """
-    visible = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in visible]
-    characters = [*visible, *range(256, 256 + len(others))]
-    return dict(zip(map(chr, characters), visible + others, strict=True))
-
-
-BYTE_OF = _byte_alphabet()
+# The byte of each character in GPT-2's tokens: visible Latin-1 characters stand for themselves,
+# characters from U+0100 on for the other bytes.
+VISIBLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+OTHERS = [byte for byte in range(256) if byte not in VISIBLE]
+BYTE_OF = {chr(byte): byte for byte in VISIBLE}
+BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
 
 
 class BPETokenizer(Tokenizer):
@@ -126,12 +116,13 @@ class BPETokenizer(Tokenizer):
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         parts = [LONE_SURROGATE.split(text) for text in texts]
         # "fast" omits the offsets, which would take most of the time
-        encodings = iter(
-            self._library.encode_batch_fast(
-                list(chain.from_iterable(parts)), add_special_tokens=False
-            )
-        )
-        return [_join_by_unk([next(encodings).ids for _ in text]) for text in parts]
+        flat = list(chain.from_iterable(parts))
+        encodings = iter(self._library.encode_batch_fast(flat, add_special_tokens=False))
+        # <unk> for the lone surrogate before each part of a text, except the first
+        return [
+            np.array([i for _ in text for i in (UNK, *next(encodings).ids)][1:], dtype=np.int64)
+            for text in parts
+        ]
 
     def decoder(self) -> Decoder:
         return ByteDecoder(self.token_strings)
@@ -150,19 +141,20 @@ class BPETokenizer(Tokenizer):
                 (form for form in NORMALIZATION_FORMS if form in steps), "none"
             )
             vocab = values["model"]["vocab"]
+            tokenizer = cls(len(vocab), form, "Lowercase" in steps)
+            settings = tokenizer._settings()
+            tokenizer._set_vocabulary(values)
             valid = (
                 list(vocab.values()) == list(range(len(vocab)))
                 and BYTE_OF.keys() <= vocab.keys()
                 and tuple(vocab)[: len(SPECIAL_TOKENS)] == SPECIAL_TOKENS
+                and tokenizer._settings() == settings
             )
-            tokenizer = cls(len(vocab), form, "Lowercase" in steps)
-            settings = tokenizer._settings()
-            tokenizer._set_vocabulary(values)
         except ImportError:
             raise
         except Exception:  # the library raises no narrower class
             valid = False
-        if not valid or tokenizer._settings() != settings:
+        if not valid:
             raise ValueError(
                 "not a byte-level BPE vocabulary with the special tokens <pad>, <unk>, <bos>, <eos>"
             )
@@ -172,12 +164,6 @@ class BPETokenizer(Tokenizer):
         """Return the library's configuration without vocabulary and merges."""
         values = json.loads(self._library.to_str())
         return {**values, "model": {**values["model"], "vocab": None, "merges": None}}
-
-
-def _join_by_unk(parts: list[list[int]]) -> np.ndarray:
-    """Join the ids of a text's parts by <unk>, for the lone surrogate between two parts."""
-    first, *others = parts
-    return np.array([*first, *chain.from_iterable([UNK, *part] for part in others)], dtype=np.int64)
 
 
 def _byte_level_library(normalization: Normalization, lowercase: bool) -> "tokenizers.Tokenizer":

@@ -10,6 +10,7 @@ training text, behind the special tokens:
 does the same for whole corpora, fast.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
@@ -104,17 +105,17 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        characters, lowercase = values.get("characters"), values.get("lowercase")
-        if values.get("type") != "char" or values.get("special_tokens") != list(SPECIAL_TOKENS):
+        try:
+            characters, form = values["characters"], values["normalization"]
+            tokenizer = cls(characters, form, lowercase=bool(values["lowercase"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a key is missing or has the wrong type ({error})") from None
+        # compared as JSON, which distinguishes true from 1
+        if json.dumps(tokenizer.to_dict()) != json.dumps(values):
             raise ValueError(
-                "not a character vocabulary with the special tokens <pad>, <unk>, <bos>, <eos>"
+                "not a character vocabulary with the special tokens <pad>, <unk>, <bos>, <eos> and "
+                "characters in sorted order, each once"
             )
-        if not isinstance(characters, list) or not all(isinstance(c, str) for c in characters):
-            raise ValueError("'characters' is not a list of characters")
-        normalization = values.get("normalization")
-        if normalization not in NORMALIZATION_FORMS or not isinstance(lowercase, bool):
-            raise ValueError("'normalization' or 'lowercase' is missing or unknown")
-        tokenizer = cls(characters, normalization, lowercase)
-        if tokenizer.characters != characters:
-            raise ValueError("'characters' is not sorted, or contains a character twice")
+        if tokenizer.normalization not in NORMALIZATION_FORMS:
+            raise ValueError(f"unknown normalization {tokenizer.normalization!r}")
         return tokenizer

@@ -17,10 +17,9 @@ class CharTable:
 
     def __init__(self, ids: Mapping[str, int]):
         points = [ord(character) for character in ids]
-        highest_id = max(ids.values(), default=UNK)
         # one entry more than code points; the last one is the id of all code points beyond
         size = max([255, *points]) + 2
-        self._table = np.full(size, UNK, dtype=np.min_scalar_type(highest_id))
+        self._table = np.full(size, UNK, np.min_scalar_type(max(ids.values(), default=UNK)))
         self._table[points] = list(ids.values())
         # the first 256 code points as bytes; they sort first, so their ids nearly always fit
         self._latin_table = bytes(np.minimum(self._table[:256], 255).tolist())
@@ -28,10 +27,8 @@ class CharTable:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Return the ids of each text, (T,)."""
-        if not texts:
-            return []
-        ends = np.cumsum([len(text) for text in texts[:-1]], dtype=np.int64)
-        return np.split(self._encode("".join(texts)), ends)
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        return np.split(self._encode("".join(texts)), ends)[:-1]  # nothing follows the last text
 
     def _encode(self, text: str) -> np.ndarray:
         if self._latin_fits:

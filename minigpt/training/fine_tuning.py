@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.common.text import printable
 from minigpt.model.checkpoint import Tensors, load_model
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
@@ -49,7 +48,7 @@ def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensor
         )
     if missing := [character for character in new.characters if character not in old.characters]:
         raise UserError(
-            f"its vocabulary lacks these characters of the text: {printable(missing)}; "
+            f"its vocabulary lacks these characters of the text: {', '.join(map(repr, missing))}; "
             "remove them, or raise tokenizer.min_freq above their count"
         )
     specials = old.vocab_size - len(old.characters)

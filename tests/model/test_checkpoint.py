@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_what_is_no_model_is_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match=r"none\.safetensors: no such model; run `dvc repro`"):
+    with pytest.raises(UserError, match=r"none\.safetensors: not found; run `dvc repro`"):
         load_model(tmp_path / "none.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"junk\.safetensors: damaged"):

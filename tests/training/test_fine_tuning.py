@@ -80,5 +80,5 @@ def test_a_pipeline_that_starts_from_a_model(project):
     )
     (project.root / "pretrained/tales.safetensors").unlink()
     out = project.run(sys.executable, "-m", "pipeline.train", code=1)
-    assert "train.init_from: pretrained/tales.safetensors: no such model" in out
+    assert "train.init_from: pretrained/tales.safetensors: not found" in out
     assert "Traceback" not in out
