@@ -16,7 +16,7 @@ from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking import run as tracking
+from pipeline.tracking.run import ModelRun
 
 log = logging.getLogger(__name__)
 OUTPUTS = [paths.EVALUATION, paths.ACCURACY, paths.MISTAKES, paths.SAMPLES]
@@ -30,7 +30,7 @@ def main() -> None:
     split = tokens.val_split
     # the layout of training, so that the model sees only positions that it was trained on
     layout = metadata["train"]["layout"]
-    with tracking.model_run(paths.MODEL) as run:
+    with ModelRun(paths.MODEL) as run:
         batches = Batches(tokens.ids[split], layout, config.batch_size, model.max_seq_len)
         predictions = predict(model, batches)
         result = {
@@ -47,7 +47,7 @@ def main() -> None:
         accuracy_by_class(predictions, tokenizer).to_csv(paths.ACCURACY, index=False)
         mistakes(predictions, tokenizer).to_csv(paths.MISTAKES, index=False)
         paths.SAMPLES.write_text(samples, encoding="utf-8")
-        run.report("evaluate", config, result, OUTPUTS)
+        run.report("evaluate", config, OUTPUTS)
     if split == "train":
         log.warning("nothing is held out; these figures are of the training split")
     figures = "loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f"

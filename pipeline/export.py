@@ -16,7 +16,7 @@ from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.model.checkpoint import load_model
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking import run as tracking
+from pipeline.tracking.run import ModelRun
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def main() -> None:
     config = load_params().export
     model, metadata = load_model(paths.MODEL)
     int8_folder = paths.INT8_MODEL.parent
-    with tracking.model_run(paths.MODEL) as run:
+    with ModelRun(paths.MODEL) as run:
         data, result = export(model, metadata, config.tolerance)
         shutil.rmtree(int8_folder, ignore_errors=True)
         int8_folder.mkdir(parents=True)
@@ -42,8 +42,7 @@ def main() -> None:
         atomic_write(paths.ONNX_MODEL, data)
         paths.REPORTS.mkdir(exist_ok=True)
         paths.EXPORT.write_text(json.dumps(result, indent=1) + "\n")
-        run.report("export", config, result, [paths.EXPORT])
-        run.onnx_model(paths.ONNX_MODEL)
+        run.report("export", config, [paths.EXPORT, paths.ONNX_MODEL])
     log.info("%s: %.1f MB, equal to the checkpoint", paths.ONNX_MODEL, len(data) / 1e6)
 
 

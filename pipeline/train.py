@@ -1,7 +1,7 @@
 """Stage 3: train the model, or resume an interrupted training of the same model."""
 
-import contextlib
 import logging
+from contextlib import suppress
 
 from minigpt.common.config import Params, load_params
 from minigpt.data.token_files import Tokens
@@ -16,7 +16,7 @@ from minigpt.training.train import Interrupted, Metrics, Trainer
 from pipeline.common import paths
 from pipeline.common.progress import TrainingProgress
 from pipeline.common.stage import SignalCatcher, run_stage
-from pipeline.tracking import run as tracking
+from pipeline.tracking.run import TrainingRun
 
 
 def main() -> None:
@@ -30,32 +30,29 @@ def main() -> None:
         tokenizer = load_tokenizer(paths.VOCAB)
         tokens = Tokens(paths.TOKENS, tokenizer)
         device = choose_device(params.train.device)
-        facts = training_facts(params, tokens, device, group, paths.code_sha256("train"))
+        code = paths.code_sha256("train")
+        facts = training_facts(params, tokens, device, group, code)
         root = paths.root() / ".minigpt/checkpoints"
         with resume_store(root, facts, params.runtime, group) as store:
             trainer = build_trainer(params, tokenizer, tokens, device, store, group)
-            signals = SignalCatcher()
             if group.rank == 0:
-                _train(trainer, signals, params, tokenizer, tokens)
+                _train(trainer, params, tokenizer, tokens, code)
             else:
-                with contextlib.suppress(Interrupted):
-                    trainer.run(should_stop=signals.received)
+                with suppress(Interrupted):
+                    trainer.run(should_stop=SignalCatcher().received)
 
 
 def _train(
-    trainer: Trainer, signals: SignalCatcher, params: Params, tokenizer: Tokenizer, tokens: Tokens
+    trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Tokens, code: str
 ) -> None:
-    with (
-        tracking.training_run(trainer, params, tokens) as run,
-        TrainingProgress(trainer.total_steps, trainer.progress) as bar,
-    ):
+    signals = SignalCatcher()
+    progress = TrainingProgress(trainer.total_steps, trainer.progress)
+    with TrainingRun(trainer, params, tokenizer, tokens) as run, progress:
 
         def report(metrics: Metrics) -> None:
             add_bits_per_char(metrics, trainer, tokens)
-            bar(metrics)
+            progress(metrics)
             run.log(metrics)
-            if "val/loss" in metrics:
-                run.sample(trainer.model, tokenizer, metrics)
 
         try:
             trainer.run(report, signals.received)
@@ -63,9 +60,9 @@ def _train(
             signals.exit(f"stopped at step {trainer.progress.step}; `dvc repro` resumes from here")
         summary = write_reports(paths.REPORTS, trainer.progress, tokens.val_split == "val")
         metadata = model_metadata(params, tokenizer, tokens, trainer.model, summary)
-        metadata["lineage"]["code_sha256"] = paths.code_sha256("train")
+        metadata["lineage"]["code_sha256"] = code
         save(paths.MODEL, trainer.model.state_dict(), metadata)
-        run.finish(paths.MODEL, summary["held_out"])
+        run.finish(summary["held_out"])
 
 
 if __name__ == "__main__":

@@ -61,7 +61,6 @@ def test_only_tracking_imports_mlflow():
         "minigpt/cli/models.py",
         "pipeline/tracking/onnx_model.py",
         "pipeline/tracking/store.py",
-        "pipeline/tracking/system_metrics.py",
         "pipeline/tracking/text_model.py",
         "pipeline/tracking/upload.py",
     ]

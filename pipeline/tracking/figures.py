@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from the reports and the model."""
+"""Figures of a run, drawn from its metrics, a report and the model."""
 
 from collections.abc import Mapping
 
@@ -14,22 +14,20 @@ from minigpt.tokenizer import Tokenizer
 SENTENCE = "Once upon a time there was a fox."  # shown by the attention maps
 
 
-def loss(curves: Mapping[str, pd.DataFrame], baselines: Mapping[str, float]) -> Figure:
+def loss(curves: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
     """Both losses by step, and the baselines."""
     figure, axes = _axes("step", "cross-entropy (nats per token)", "Loss")
-    for name, table in curves.items():
-        axes.plot(table["step"], table[name], label=name)
-    for number, (name, value) in enumerate(baselines.items()):
-        axes.axhline(
-            value, color="gray", linestyle=["solid", "dashed", "dotted"][number % 3], label=name
-        )
+    for name in curves.columns.intersection(["train/loss", "val/loss"]):
+        axes.plot("step", name, data=curves[["step", name]].dropna(), label=name)
+    for (name, value), style in zip(baselines.items(), ("solid", "dashed", "dotted"), strict=False):
+        axes.axhline(value, color="gray", linestyle=style, label=name)
     axes.legend()
     return figure
 
 
-def learning_rate(training: pd.DataFrame) -> Figure:
+def learning_rate(curves: pd.DataFrame) -> Figure:
     figure, axes = _axes("step", "learning rate", "Learning-rate schedule")
-    axes.plot(training["step"], training["learning_rate"])
+    axes.plot("step", "learning_rate", data=curves[["step", "learning_rate"]].dropna())
     return figure
 
 
@@ -51,15 +49,13 @@ def positional_encoding(encoding: PositionalEncoding) -> Figure:
 def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Figure:
     """Attention weights of each head: a row for each position, brighter for a larger weight."""
     ids = tokenizer.encode(text)[: model.max_seq_len]
-    weights = attention_maps(model, torch.tensor([ids]))
-    L, H = len(weights), weights[0].shape[0]
+    weights = torch.stack(attention_maps(model, torch.tensor([ids]))).sqrt().cpu()  # (L, H, T, T)
+    L, H = weights.shape[:2]
     figure = Figure(figsize=(1 + 2.2 * H, 1 + 2.2 * L), layout="constrained")
-    grid = figure.subplots(L, H, squeeze=False)
-    for layer, heads in enumerate(weights):
-        for head, weight in enumerate(heads):
-            axes = grid[layer][head]
-            axes.imshow(weight.sqrt().cpu().numpy(), cmap="magma", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[], title=f"layer {layer + 1}, head {head + 1}")
+    for number, axes in enumerate(figure.subplots(L, H, squeeze=False).flat):
+        layer, head = divmod(number, H)
+        axes.imshow(weights[layer, head].numpy(), cmap="magma", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[], title=f"layer {layer + 1}, head {head + 1}")
     figure.suptitle(f"Attention on {text!r}")
     return figure
 
@@ -67,17 +63,17 @@ def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Fig
 @torch.inference_mode()
 def attention_maps(model: MiniGPT, input_ids: Tensor) -> list[Tensor]:
     """Return the attention weights of each layer: (1, T) ids → (H, T, T)."""
-    attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    inputs: list[Tensor] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-        for module in attentions
-    ]
+    weights: list[Tensor] = []
+
+    def keep(attention: MultiHeadAttention, args: tuple[Tensor]) -> None:
+        q, k, _ = attention.project(args[0])
+        weights.append(attention_weights(q, k)[0])
+
+    hooks = [block.attention.register_forward_pre_hook(keep) for block in model.blocks]
     model(input_ids.to(model.head.weight.device))
     for hook in hooks:
         hook.remove()
-    projected = [module.project(x) for module, x in zip(attentions, inputs, strict=True)]
-    return [attention_weights(q, k)[0] for q, k, _ in projected]
+    return weights
 
 
 def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Figure, matplotlib.axes.Axes]:

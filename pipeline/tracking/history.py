@@ -13,25 +13,27 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from minigpt.common.config import load_params
 from minigpt.common.errors import UserError
+from minigpt.common.files import atomic_write, file_digest
 from minigpt.model.checkpoint import load
 from pipeline.common import paths
 from pipeline.tracking import lineage, reports
 from pipeline.tracking.git import git
-from pipeline.tracking.params import flatten, numbers, run_name
+from pipeline.tracking.params import flatten, run_name
 from pipeline.tracking.record import Record
+
+CURVES = (paths.REPORTS / "training.csv", paths.REPORTS / "validation.csv")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The small files of the project at a Git `revision`, or in the working tree."""
+    """The files of the project at a Git `revision`, or in the working tree."""
 
     revision: str = ""
     experiment: str = ""  # the DVC experiment of this commit
 
     def read(self, path: Path) -> bytes:
-        """Return the content of a file; empty if there is no such file."""
+        """Return the content of a file that is in Git; empty if there is no such file."""
         if not self.revision:
             return path.read_bytes() if path.is_file() else b""
         command = ["git", "show", f"{self.revision}:./{path.as_posix()}"]
@@ -50,9 +52,11 @@ class Snapshot:
         files = [*entry.get("deps", []), *entry.get("outs", [])]
         return {Path(file["path"]): file.get("md5") for file in files}
 
-    @property
+    @functools.cached_property
     def model_md5(self) -> str:
-        return self._md5s("train").get(paths.MODEL, "")
+        if self.revision:
+            return self._md5s("train").get(paths.MODEL, "")
+        return file_digest(paths.MODEL, "md5") if paths.MODEL.exists() else ""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -61,27 +65,33 @@ class Snapshot:
         for entry in self._stages.values():
             for name, values in entry.get("params", {}).get("params.yaml", {}).items():
                 sections.setdefault(name, {}).update(values)
-        return flatten(sections) if sections else {}
+        if self._md5s("train").get(paths.MODEL) != self.model_md5:  # trained without DVC
+            metadata = load(paths.MODEL)[1]
+            sections |= {"model": metadata["config"], "train": metadata["train"]}
+        return flatten(sections)
 
-    def reports(self, stage: str, model_md5: str) -> dict[Path, str]:
+    def reports(self, stage: str) -> dict[Path, str]:
         """Return the text reports of `stage`; none if dvc.lock has other ones or another model."""
         md5s = self._md5s(stage)
         files = {path: self.read(path) for path in md5s if path.parent == paths.REPORTS}
         known = all(hashlib.md5(files[path]).hexdigest() == md5s[path] for path in files)
-        if md5s.get(paths.MODEL) != model_md5 or not known:
+        if md5s.get(paths.MODEL) != self.model_md5 or not known:
             return {}
         return {path: content.decode() for path, content in files.items()}
 
-    def onnx_model(self, model_md5: str) -> bytes:
-        """Return the exported file from DVC's cache or remote; empty if neither has it."""
-        import dvc.api
+    def onnx_model(self) -> bytes:
+        """Return the exported file, also from DVC's cache or remote; empty if there is none."""
+        md5s, content = self._md5s("export"), self.read(paths.ONNX_MODEL)
+        if md5s.get(paths.MODEL) != self.model_md5:
+            return b""
+        if hashlib.md5(content).hexdigest() != md5s[paths.ONNX_MODEL]:
+            import dvc.api
 
-        if self._md5s("export").get(paths.MODEL) != model_md5:
-            return b""
-        try:
-            return dvc.api.read(paths.ONNX_MODEL.as_posix(), rev=self.revision, mode="rb")
-        except Exception:  # of DVC, the remote or the network
-            return b""
+            try:
+                content = dvc.api.read(paths.ONNX_MODEL.as_posix(), rev=self.revision, mode="rb")
+            except Exception:  # of DVC, the remote or the network
+                return b""
+        return content
 
 
 def snapshot_of(name: str) -> Snapshot:
@@ -114,62 +124,40 @@ def models_in_git() -> list[Snapshot]:
     return list(models.values())
 
 
-def record_of_snapshot(snapshot: Snapshot) -> Record:
-    """Make a record of a model that Git knows."""
-    md5, parent = snapshot.model_md5, f"{snapshot.revision}^"
-    summary = json.loads(snapshot.reports("train", md5).get(paths.TRAINING, "{}"))
-    time = float(git("show", "--no-patch", "--format=%ct", snapshot.revision))
-    record = Record.create(run_name(snapshot.params, parent), snapshot.params, time)
-    tags = {"git_commit": snapshot.revision}
+def restore(snapshot: Snapshot) -> Record:
+    """Make a record of a training that was not tracked here."""
+    tags, parent, end_time = lineage.origin(), "HEAD", None
+    if snapshot.revision:
+        tags, parent = {"git_commit": snapshot.revision}, f"{snapshot.revision}^"
+        end_time = float(git("show", "--no-patch", "--format=%ct", snapshot.revision))
+    else:
+        tags["model_sha256"] = file_digest(paths.MODEL, "sha256")
     if snapshot.experiment:
-        baseline = git("rev-parse", parent)
-        tags |= {"dvc_experiment": snapshot.experiment, "dvc_baseline": baseline}
-    held_out = str(summary.get("held_out", True)).lower()
+        tags |= {"dvc_experiment": snapshot.experiment, "dvc_baseline": git("rev-parse", parent)}
+    record = Record.create(run_name(snapshot.params, parent), snapshot.params, end_time)
     record.update("run", {"restored": True})
-    record.update("tags", {**tags, "model_md5": md5, "held_out": held_out})
-    _restore_training(record, snapshot, summary)
-    restore_evaluation(record, snapshot)
-    reports.add_card(record)
-    record.end("FINISHED", time)
-    return record
-
-
-def record_of_model(model: Path) -> Record:
-    """Make a record of a model file whose training was not tracked here."""
-    metadata = load(model)[1]
-    sections = {"model": metadata["config"], "train": metadata["train"]}
-    params = flatten({**load_params().model_dump(), **sections})
-    record = Record.create(run_name(params, "HEAD"), params)
-    record.update("run", {"restored": True})
-    record.update("tags", lineage.origin())
-    reports.add_identity(record, model, metadata["training"]["held_out"])
-    _restore_training(record, Snapshot(), metadata["training"])
-    reports.add_model_figures(record, model)
-    return record
-
-
-def _restore_training(record: Record, snapshot: Snapshot, summary: dict[str, Any]) -> None:
-    """Add the curves of the training, or only its `summary` (as in training.json)."""
-    texts = snapshot.reports("train", record.tags["model_md5"])
-    if not texts:
-        values = numbers(summary)
-        record.log_metrics({name: values[name] for name in values if "/" in name})
-        return
-    tables = [pd.read_csv(StringIO(texts[file])) for file in texts.keys() & reports.CURVES.values()]
-    # MLflow draws a curve by tokens only where a step has one value of each metric
-    for step, row in pd.concat(tables).groupby("step").last().iterrows():
-        record.log_metrics({"step": float(step), **row.dropna()})
+    texts = snapshot.reports("train")
+    tags["held_out"] = str(
+        json.loads(texts.get(paths.TRAINING, "{}")).get("held_out", True)
+    ).lower()
+    record.update("tags", {**tags, "model_md5": snapshot.model_md5})
     reports.add_reports(record, texts)
-    reports.add_curves(record)
+    if texts:
+        tables = [pd.read_csv(StringIO(texts[file])) for file in CURVES]
+        # MLflow draws a curve by tokens only where a step has one value of each metric
+        for step, row in pd.concat(tables).groupby("step").last().iterrows():
+            record.log_metrics({"step": float(step), **row.dropna()})
+    reports.add_card(record)
+    record.end("FINISHED", end_time)
+    return record
 
 
-def restore_evaluation(record: Record, snapshot: Snapshot) -> bool:
-    """Add evaluation and export from `snapshot`; return whether it has any of this model."""
-    known = False
-    for stage in reports.PREFIXES:
-        texts = snapshot.reports(stage, record.tags["model_md5"])
-        summary = next((text for file, text in texts.items() if file.suffix == ".json"), None)
-        if summary is not None:
-            reports.add_stage(record, stage, snapshot.params, json.loads(summary), texts)
-            known = True
-    return known
+def restore_evaluation(record: Record, snapshot: Snapshot) -> None:
+    """Add the evaluation and the export that `record` lacks and `snapshot` has."""
+    known = record.latest_metrics()
+    for stage, summary in reports.SUMMARIES.items():
+        texts = snapshot.reports(stage)
+        if texts and not any(name.startswith(f"{summary.stem}/") for name in known):
+            reports.add_stage(record, stage, snapshot.params, texts)
+    if content := snapshot.onnx_model():
+        atomic_write(record.onnx_model, content)

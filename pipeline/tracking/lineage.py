@@ -51,27 +51,16 @@ def _cpu_name() -> str:
     return next(names, platform.machine())
 
 
-class Costs:
-    """Time and memory that this process (rank 0 of a distributed training) uses.
-
-    Args:
-        wall_seconds, cpu_seconds: what earlier processes of the same training used.
-    """
-
-    def __init__(self, wall_seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
-        self._wall = time.monotonic() - wall_seconds
-        self._cpu = time.process_time() - cpu_seconds
-
-    def __call__(self) -> dict[str, float]:
-        """Return seconds by the clock, CPU seconds of all cores, and the peak memory in MiB."""
-        used = {
-            "wall_seconds": time.monotonic() - self._wall,
-            "cpu_seconds": time.process_time() - self._cpu,
-            "peak_memory_mib": _peak_memory() / 2**20,
-        }
-        if torch.cuda.is_available():
-            used["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        return used
+def costs() -> dict[str, float]:
+    """Return the seconds, CPU seconds of all cores and peak memory of this process."""
+    used = {
+        "wall_seconds": time.time() - psutil.Process().create_time(),
+        "cpu_seconds": time.process_time(),
+        "peak_memory_mib": _peak_memory() / 2**20,
+    }
+    if torch.cuda.is_available():
+        used["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return used
 
 
 def _peak_memory() -> int:

@@ -11,7 +11,6 @@ from minigpt.generation.sampling import Sampling
 from pipeline.tracking.store import mlflow
 
 PACKAGES = ("numpy", "onnxruntime", "pandas")
-TYPES = {int: "long", float: "double", bool: "boolean"}
 
 
 def log_onnx_model(run_id: str, path: Path) -> str:
@@ -20,12 +19,9 @@ def log_onnx_model(run_id: str, path: Path) -> str:
     Raises:
         UserError: the file is of another version of MiniGPT.
     """
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.models import Model, infer_signature
 
-    text = Schema([ColSpec("string", "text")])
-    defaults = {"max_new_tokens": 200, **asdict(Sampling())}
-    options = [ParamSpec(name, TYPES[type(value)], value) for name, value in defaults.items()]
+    text = pd.DataFrame({"text": ["Once upon a time"]})
     bpe = OnnxBackend(path).tokenizer.kind == "bpe"
     packages = (*PACKAGES, "tokenizers") if bpe else PACKAGES
     # not mlflow.pyfunc.log_model, which opens a run that has ended again
@@ -37,8 +33,8 @@ def log_onnx_model(run_id: str, path: Path) -> str:
         python_model=str(Path(__file__).with_name("text_model.py")),
         artifacts={"onnx": str(path)},
         code_paths=["minigpt"],
-        signature=ModelSignature(text, text, ParamSchema(options)),
-        input_example=pd.DataFrame({"text": ["Once upon a time"]}),
+        signature=infer_signature(text, text, {"max_new_tokens": 200, **asdict(Sampling())}),
+        input_example=text,
         # MLflow would take seconds to infer them
         pip_requirements=[f"{package}=={version(package)}" for package in packages],
     )

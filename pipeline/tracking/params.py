@@ -17,15 +17,6 @@ def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
     return pd.json_normalize(dict(values), sep=separator).iloc[0].to_dict()
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers in nested `values`, by flat name."""
-    return {
-        name: value
-        for name, value in flatten(values, "/").items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-
-
 def model_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Select the flat `params` that determine the model."""
     return {name: value for name, value in params.items() if not name.startswith(OTHER_PREFIXES)}
@@ -47,9 +38,7 @@ def run_name(params: Mapping[str, Any], revision: str) -> str:
     text = git("show", f"{revision}:./params.yaml")
     committed = flatten(YAML(typ="safe", pure=True).load(text)) if text else {}
     changed = [
-        f"{name.split('.', 1)[1]}={value:g}"
-        if isinstance(value, float)
-        else f"{name.split('.', 1)[1]}={value}"
+        f"{name.partition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
         for name, value in model_params(params).items()
         if committed.get(name, value) != value
     ]

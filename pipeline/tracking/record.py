@@ -1,12 +1,13 @@
 """A tracking run as a folder of files; `upload` makes MLflow equal to a record.
 
     .minigpt/runs/<id>/
-      run.json       name, status, start and end time (seconds), the process that writes
+      run.json       name, status, start and end time (seconds)
       params.json    tags.json    dataset.json
       metrics.jsonl  a line for each step: {"time": …, "step": …, metric: value, …}
       artifacts/     files, as MLflow shows them
-      <sha256>.onnx  the exported model, until its upload is confirmed
-      uploads.json   what each store has confirmed (by `upload` only)
+      model.onnx     the exported model, until its upload is confirmed
+      .uploads.json  what each store has confirmed (by `upload` only)
+      .lock          held by the process that writes the record
 
 A record holds no address of a store and so no credentials.
 """
@@ -21,9 +22,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
+from filelock import FileLock
 
-from minigpt.common.files import atomic_write, file_digest
+from minigpt.common.files import atomic_write
 from minigpt.training.train import Metrics
 from pipeline.common import paths
 from pipeline.tracking.params import as_text, model_params
@@ -36,7 +37,9 @@ class Record:
         self.folder = folder
         self.id = folder.name
         self.artifacts = folder / "artifacts"
-        self._metrics = folder / "metrics.jsonl"
+        self.onnx_model = folder / "model.onnx"
+        # shared with the thread that uploads
+        self.lock = FileLock(folder / ".lock", thread_local=False)
 
     @classmethod
     def create(
@@ -47,16 +50,15 @@ class Record:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
         record = cls(_folder() / f"{stamp}-{uuid.uuid4().hex[:8]}")
         record.artifacts.mkdir(parents=True)
+        (record.folder / "metrics.jsonl").touch()
         record.update("params", as_text(model_params(params)))
-        record.update("run", {"name": name, "start_time": started})
-        record.begin()
+        record.update("run", {"name": name, "status": "RUNNING", "start_time": started})
         return record
 
     def read(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file; empty if there is no such file."""
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        return {}
+        file = self.folder / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def update(self, name: str, values: Mapping[str, Any]) -> None:
         """Merge `values` into a JSON file."""
@@ -71,51 +73,39 @@ class Record:
     def tags(self) -> dict[str, str]:
         return self.read("tags")
 
-    def begin(self) -> None:
-        """Mark the run as running in this process."""
-        process = [os.getpid(), psutil.Process().create_time()]
-        self.update("run", {"status": "RUNNING", "process": process})
-
     def end(self, status: str, end_time: float | None = None) -> None:
         """Set the final status."""
         self.update("run", {"status": status, "end_time": end_time or time.time()})
 
+    def is_interrupted(self, training: str) -> bool:
+        """Return whether the run is of this training, which did not finish."""
+        return self.info.get("training") == training and self.info["status"] != "FINISHED"
+
     def close_if_abandoned(self) -> None:
-        """Mark a run whose process is gone as killed, at the time of its last metric."""
-        if self.info["status"] == "RUNNING" and not self.in_use():
+        """Mark a run whose process is gone as killed; the caller holds the lock."""
+        if self.info["status"] == "RUNNING":
             times = [row["time"] for row in self.metrics()[0]]
             self.end("KILLED", max(times, default=self.info["start_time"]))
 
-    def in_use(self) -> bool:
-        """Return whether the process that writes the record is alive."""
-        info = self.info
-        pid, started = info["process"]
-        try:
-            alive = abs(psutil.Process(pid).create_time() - started) < 1
-        except psutil.NoSuchProcess:
-            return False
-        return alive and info["status"] == "RUNNING"
-
-    def log_metrics(self, metrics: Mapping[str, float], when: float | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one step ("step" is among them; 0 otherwise)."""
-        line = json.dumps({"time": when or time.time(), "step": 0, **metrics})
-        with self._metrics.open("ab") as file:
+        line = json.dumps({"time": time.time(), "step": 0, **metrics})
+        with (self.folder / "metrics.jsonl").open("ab") as file:
             # the first line break ends half a line of a killed process or a full disk
             file.write(f"\n{line}\n".encode())
 
     def metrics(self, offset: int = 0) -> tuple[list[Metrics], int]:
         """Return the metrics behind a byte offset, and the offset of their end."""
-        if not self._metrics.exists():
-            return [], 0
-        with self._metrics.open("rb") as file:
+        with (self.folder / "metrics.jsonl").open("rb") as file:
             file.seek(offset)
-            lines = file.read()
-        lines = lines[: lines.rfind(b"\n") + 1]  # a line may be half written
+            lines = file.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # half written
+            lines.pop()
         rows = []
-        for line in lines.splitlines():
+        for line in lines:
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
-        return rows, offset + len(lines)
+        return rows, offset + sum(map(len, lines))
 
     def latest_metrics(self) -> Metrics:
         """Return the last value of each metric."""
@@ -131,20 +121,13 @@ class Record:
         file = self.artifacts / name
         return file.read_text(encoding="utf-8") if file.exists() else ""
 
-    @property
-    def onnx_model(self) -> Path:
-        """The exported model, until its upload is confirmed."""
-        return self.folder / f"{self.tags.get('onnx_sha256', 'model')}.onnx"
-
     def add_onnx_model(self, path: Path) -> None:
         """Keep the exported model for the upload, as a hard link where the disk allows it."""
-        digest, before = file_digest(path, "sha256"), self.onnx_model
-        before.unlink(missing_ok=True)
+        self.onnx_model.unlink(missing_ok=True)
         try:
-            os.link(path.resolve(), self.folder / f"{digest}.onnx")
+            os.link(path.resolve(), self.onnx_model)
         except OSError:
-            shutil.copy(path, self.folder / f"{digest}.onnx")
-        self.update("tags", {"onnx_sha256": digest})
+            shutil.copy(path, self.onnx_model)
 
 
 def _folder() -> Path:
@@ -155,12 +138,6 @@ def records() -> Iterator[Record]:
     """Yield all records, the oldest first."""
     for file in sorted(_folder().glob("*/run.json")):
         yield Record(file.parent)
-
-
-def open_record(record_id: str) -> Record | None:
-    """Return the record with this id, if it exists."""
-    record = Record(_folder() / record_id)
-    return record if record.info else None
 
 
 def find_record(model_md5: str) -> Record | None:

@@ -8,7 +8,6 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from filelock import FileLock
@@ -38,41 +37,26 @@ def _local_uri() -> str:
 @functools.cache
 def mlflow() -> Any:
     """Import MLflow, which takes a second, and open the store."""
-    gc.disable()  # the import creates many objects that stay; to scan them doubles its time
+    os.environ.update({**SETTINGS, **os.environ})
+    gc.disable()  # the import creates many objects that stay; scanning them adds a third
     try:
-        return _open()
+        import mlflow
     finally:
-        gc.freeze()  # later collections skip them, too
         gc.enable()
-
-
-def _open() -> Any:
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
     for noisy in ("mlflow", "alembic"):
         # failures are raised as exceptions, too
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    folder = paths.root() / "mlruns"
+    folder, link = paths.root() / "mlruns", paths.root() / "mlflow.db"
     folder.mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri())
-    local = uri() == _local_uri()
     # several processes that create the database at once would corrupt it
     with FileLock(folder / ".lock", timeout=120):
-        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-            location = (folder / "artifacts").as_uri() if local else None
-            try:
-                mlflow.create_experiment(EXPERIMENT, artifact_location=location)
-            except mlflow.exceptions.MlflowException as error:
-                # on a server another machine may have been faster
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-    mlflow.set_experiment(EXPERIMENT)
-    link = paths.root() / "mlflow.db"
-    if local and not link.is_symlink() and not link.exists():
-        with contextlib.suppress(OSError):  # a convenience that Windows may refuse
-            link.symlink_to("mlruns/mlflow.db")  # where a bare `mlflow ui` looks
+        if uri() == _local_uri() and mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            location = (folder / "artifacts").as_uri()
+            mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+            with contextlib.suppress(OSError):  # Windows may refuse, or the file exists
+                link.symlink_to("mlruns/mlflow.db")  # where a bare `mlflow ui` looks
+        mlflow.set_experiment(EXPERIMENT)
     return mlflow
 
 
@@ -82,11 +66,6 @@ def client() -> Any:
 
 def experiment_id() -> str:
     return mlflow().get_experiment_by_name(EXPERIMENT).experiment_id
-
-
-def get_run(run_id: str) -> Any:
-    """Return the run with this id, or None if there is none or it was deleted."""
-    return find(f"attributes.run_id = '{run_id}'") if run_id else None
 
 
 def find(filter_string: str) -> Any:
@@ -101,11 +80,11 @@ def find_model(md5: str) -> Any:
     return find(f"tags.model_md5 = '{md5}'")
 
 
-def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
-    """Set all tags in one request."""
-    from mlflow.entities import RunTag
+def system_monitor() -> Any:
+    """Return MLflow's monitor of processor, memory, disk, network and GPU."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    client().log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+    return SystemMetricsMonitor(run_id=None)
 
 
 def reason(error: Exception) -> str:

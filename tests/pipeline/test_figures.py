@@ -30,7 +30,7 @@ def test_attention_maps_are_the_weights_of_the_model(switches, monkeypatch):
 
 
 def test_figures_show_their_data(trained: TorchBackend):
-    curves = {"train/loss": pd.DataFrame({"step": [1, 2], "train/loss": [3.0, 2.0]})}
+    curves = pd.DataFrame({"step": [1, 2], "train/loss": [3.0, 2.0]})
     axes = figures.loss(curves, {"uniform": 4.2, "bigram": 2.5}).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["train/loss", "uniform", "bigram"]
     assert len(figures.attention(trained.model, trained.tokenizer).axes) == 2 * 4

@@ -10,8 +10,6 @@ from pipeline.tracking.record import Record
 from pipeline.tracking.sync import sync
 from pipeline.tracking.upload import upload
 
-DEAD = {"process": [2**22 + 1, 0.0]}  # above the largest process id of Linux
-
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -71,7 +69,7 @@ def test_a_second_upload_changes_nothing(client, record):
 
 def test_a_record_without_its_uploads_file_logs_nothing_twice(client, record):
     upload(record)
-    (record.folder / "uploads.json").unlink()
+    (record.folder / ".uploads.json").unlink()
     upload(record)
     assert steps(client, record) == [1, 2, 3]
 
@@ -95,7 +93,6 @@ def test_sync_completes_an_upload_that_failed(client, record, monkeypatch, reque
 
 def test_sync_closes_the_run_of_a_dead_process(record):
     upload(record)
-    record.update("run", DEAD)
     list(sync())
     run = tracked(record)
     assert run.info.status == "KILLED"
@@ -104,14 +101,15 @@ def test_sync_closes_the_run_of_a_dead_process(record):
 
 def test_sync_leaves_the_run_of_a_live_process_open(record):
     upload(record)
-    list(sync())
+    with record.lock:
+        list(sync())
     assert record.info["status"] == tracked(record).info.status == "RUNNING"
 
 
 def test_a_run_that_was_closed_can_be_continued(record):
     record.end("KILLED")
     upload(record)
-    record.begin()
+    record.update("run", {"status": "RUNNING"})
     upload(record)
     assert tracked(record).info.status == "RUNNING"
 
