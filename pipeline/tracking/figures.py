@@ -69,7 +69,8 @@ def attention_maps(model: MiniGPT, input_ids: Tensor) -> list[Tensor]:
         q, k, _ = attention.project(args[0])
         weights.append(attention_weights(q, k)[0])
 
-    hooks = [block.attention.register_forward_pre_hook(keep) for block in model.blocks]
+    attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
+    hooks = [module.register_forward_pre_hook(keep) for module in attentions]
     model(input_ids.to(model.head.weight.device))
     for hook in hooks:
         hook.remove()

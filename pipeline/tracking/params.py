@@ -14,7 +14,8 @@ OTHER_PREFIXES = (*READER_PREFIXES, "runtime.")  # sections that do not determin
 
 def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
     """{"a": {"b": 1}} → {"a.b": 1}."""
-    return pd.json_normalize(dict(values), sep=separator).iloc[0].to_dict()
+    flat: dict[str, Any] = pd.json_normalize(dict(values), sep=separator).iloc[0].to_dict()
+    return flat
 
 
 def model_params(params: Mapping[str, Any]) -> dict[str, Any]:
