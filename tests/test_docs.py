@@ -105,6 +105,11 @@ def test_tree_lists_every_module():
     assert sorted(path for path in listed if path.endswith(".py")) == sorted(modules)
 
 
+def test_files_named_in_readme_exist():
+    files = {file.name for folder in ("minigpt", "pipeline") for file in (ROOT / folder).rglob("*")}
+    assert set(re.findall(r"\w+\.py", README)) <= files
+
+
 def make(project, *targets: str, **env: str):
     """Start make with the environment of the tests instead of a new .venv."""
     (project.root / ".venv").symlink_to(Path(sys.prefix))
