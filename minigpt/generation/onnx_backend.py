@@ -78,7 +78,7 @@ class OnnxBackend:
 
 
 class OnnxKVCache:
-    """Implements `minigpt.generation.backend.KVCache`; forward passes extend its arrays in place."""
+    """Implements `minigpt.generation.backend.KVCache`; its arrays are extended in place."""
 
     def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
         """Allocate caches of `shape` (B, H, S, D)."""
@@ -97,10 +97,10 @@ class OnnxKVCache:
 
     def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
         positions = np.arange(cached_length, cached_length + len(ids))
-        return self._run(row, ids[None], positions[None])[0]  # (T, V)
+        return self._run(row, ids[None], positions[None]).squeeze(0)  # (T, V)
 
     def decode(self, ids: np.ndarray, cached_lengths: np.ndarray) -> np.ndarray:
-        return self._run(None, ids[:, None], cached_lengths[:, None])[:, 0]  # (B, V)
+        return self._run(None, ids[:, None], cached_lengths[:, None]).squeeze(1)  # (B, V)
 
     def _run(self, row: int | None, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Run the model on ids (B, T) at positions (B, T) of one row or all; return (B, T, V)."""

@@ -36,8 +36,9 @@ class Sampling:
         top_k: keep the k most probable tokens, ≥ 1; above vocab_size it keeps all.
         top_p: of these, keep the most probable ones that together reach this share, in (0, 1].
         min_p: of these, keep those with at least this share of the highest probability, in [0, 1].
-        repetition_penalty: tokens of the text so far have positive logits divided by it and negative
-            ones multiplied (Keskar et al., arXiv:1909.05858). In [0.001, 1000]; 1 changes nothing.
+        repetition_penalty: divide the positive logits of tokens that occur in the text by this,
+            and multiply the negative ones (Keskar et al., arXiv:1909.05858). In [0.001, 1000];
+            1 changes nothing.
         ignore_eos: never sample <eos>, so that the text does not end there.
         seed: same seed, same text; in [0, 2^63).
 
@@ -100,7 +101,7 @@ def next_token(
         return int(logits.argmax())
     logits /= sampling.temperature
 
-    # Step 4: sort the candidates, the most probable first (of equal ones the lower id), and apply top-k.
+    # Step 4: sort by probability (of equal ones the lower id is first), and keep the top k.
     candidates = np.argsort(-logits, kind="stable")[: sampling.top_k]  # (K,)
     logits, noise = logits[candidates], noise[candidates]  # (K,) each
 
@@ -142,7 +143,8 @@ def gumbel_noise(
 
 
 def log_probabilities(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the log-probabilities (N,) that logits (N, V) give to ids (N,), in nats and float64."""
+    """Return the log-probabilities (N,) of ids (N,) under logits (N, V), in nats and float64."""
     logits = logits.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
-    return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(axis=1))
+    chosen: np.ndarray = logits[np.arange(len(ids)), ids]  # (N,)
+    return chosen - np.log(np.exp(logits).sum(axis=1))

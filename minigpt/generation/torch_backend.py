@@ -50,7 +50,7 @@ class TorchBackend:
 class CachedTensors(NamedTuple):
     """Keys, values and ids of the positions that B sequences have already passed through the model.
 
-    The first positions of a row are valid, as many as its caller says; the others hold any finite values.
+    The caller knows how many positions of each row are valid; the others hold any finite values.
     """
 
     keys: Tensor  # (num_layers, B, S, H, D)
@@ -76,10 +76,11 @@ class TorchKVCache:
 
     def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
         positions = np.arange(cached_length, cached_length + len(ids))
-        return self._run(self.cached.row(row), ids[None], positions[None])[0]  # (T, V)
+        cached = self.cached.row(row)
+        return self._run(cached, ids[None], positions[None]).squeeze(0)  # (T, V)
 
     def decode(self, ids: np.ndarray, cached_lengths: np.ndarray) -> np.ndarray:
-        return self._run(self.cached, ids[:, None], cached_lengths[:, None])[:, 0]  # (B, V)
+        return self._run(self.cached, ids[:, None], cached_lengths[:, None]).squeeze(1)  # (B, V)
 
     def _run(self, cached: CachedTensors, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         inputs = torch.from_numpy(np.stack((ids, positions))).to(cached.keys.device)
@@ -95,7 +96,7 @@ def forward_cached(
     Args:
         model: the model, in evaluation mode.
         input_ids: new tokens (B, T).
-        positions: their positions (B, T), consecutive in each row and directly after its valid ones.
+        positions: their positions (B, T), consecutive in each row, after its valid ones.
         cached: updated in place.
 
     Returns:
@@ -116,15 +117,16 @@ def forward_cached(
         k, v = keys[:, :end].transpose(1, 2), values[:, :end].transpose(1, 2)  # (B, H, P+T, D)
         x = x + block.attention.merge(F.scaled_dot_product_attention(q, k, v, mask))  # (B, T, C)
         x = x + block.feed_forward(block.norm2(x))
-    return model.head(model.norm(x))  # (B, T, V)
+    logits: Tensor = model.head(model.norm(x))  # (B, T, V)
+    return logits
 
 
 def bind_parameters(model: MiniGPT) -> None:
     """Replace the small layers of `model` by functions with bound parameters; for inference only.
 
-    This halves the time of a forward pass of one token: calling an `nn.Module` costs more than a small
-    product, because PyTorch looks up hooks and parameters. Attributes in a module's `__dict__` take
-    precedence over its child modules, so the functions are stored there.
+    This halves the time of a forward pass of one token: calling an `nn.Module` costs more than a
+    small product, because PyTorch looks up hooks and parameters. Attributes in a module's
+    `__dict__` take precedence over its child modules, so the functions are stored there.
     """
     for module in model.modules():
         for name, layer in module.named_children():

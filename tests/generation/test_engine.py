@@ -35,7 +35,7 @@ def untrained(request, tokenizer) -> TorchBackend:
 
 @pytest.fixture(scope="module", params=["onnx", "torch"])
 def drafting(request, trained, tokenizer, sentences, tmp_path_factory) -> Backend:
-    """A trained model with an n-gram table."""
+    """Return a trained model with an n-gram table."""
     ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
     table = build_ngram_table(ids, tokenizer.vocab_size).to_text()
     metadata = model_metadata(trained.model, tokenizer, ngram_table=table)
