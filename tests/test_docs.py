@@ -107,7 +107,7 @@ def test_tree_lists_every_module():
 
 def test_files_named_in_readme_exist():
     files = {file.name for folder in ("minigpt", "pipeline") for file in (ROOT / folder).rglob("*")}
-    assert set(re.findall(r"\w+\.py", README)) <= files
+    assert set(re.findall(r"\w+\.py\b", README)) <= files
 
 
 def make(project, *targets: str, **env: str):
