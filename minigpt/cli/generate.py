@@ -102,6 +102,8 @@ def generate(
     source = context.get_parameter_source("temperature")
     if greedy and temperature and source and source.name == "COMMANDLINE":
         raise UserError("greedy: means temperature 0; give --greedy or --temperature, not both")
+    if prompt is not None and prompts_file is not None:
+        raise UserError("prompts-file: cannot be combined with --prompt; give one of the two")
     if num_samples < 1:
         raise UserError(f"num-samples: must be 1 or more, but it is {num_samples}")
     as_json = as_json or prompts_file is not None
@@ -147,14 +149,10 @@ def generate(
 
 def _read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     if prompts_file is not None:
-        if prompt is not None:
-            raise UserError("prompts-file: cannot be combined with --prompt; give one of the two")
         return read_text(prompts_file).removesuffix("\n").split("\n")
-    if prompt is not None:
-        return [prompt]
-    if sys.stdin is None or sys.stdin.isatty():
-        return [""]
-    return [read_text(STDIN).removesuffix("\n")]
+    if prompt is None and sys.stdin is not None and not sys.stdin.isatty():
+        prompt = read_text(STDIN).removesuffix("\n")
+    return [prompt or ""]
 
 
 def _finished(backend: "Backend", sequences: "list[Sequence]") -> "Iterator[Sequence]":

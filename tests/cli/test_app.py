@@ -23,7 +23,7 @@ from minigpt.tokenizer import BPETokenizer
 from minigpt.training.ngram import build_ngram_table
 
 COMMAND = [sys.executable, "-m", "minigpt.cli.app"]
-FOX = "The quick brown fox jumps over the lazy dog."  # the model knows this sentence by heart
+FOX = "The quick brown fox jumps over the lazy dog."  # the model has memorized this sentence
 VARIED = ["--seed", "5", "--temperature", "2", "--max-new-tokens", "20"]
 
 
@@ -388,7 +388,7 @@ def read_until(terminal: int, words: bytes) -> bytes:
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
-    """Two lines that the model knows by heart, and a text that it cannot predict."""
+    """A sentence that the model has memorized, twice, and a text that it cannot predict."""
     (tmp_path / "known.txt").write_text(FOX + "\n" + FOX + "\n")
     (tmp_path / "unknown.txt").write_text("xqj zvw kkk")
     return [f"{tmp_path}/known.txt", f"{tmp_path}/unknown.txt"]
