@@ -16,7 +16,7 @@ from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking.run import ModelRun
+from pipeline.tracking.run import Run
 
 log = logging.getLogger(__name__)
 OUTPUTS = [paths.EVALUATION, paths.ACCURACY, paths.MISTAKES, paths.SAMPLES]
@@ -30,7 +30,7 @@ def main() -> None:
     split = tokens.val_split
     # the layout of training, so that the model sees only positions that it was trained on
     layout = metadata["train"]["layout"]
-    with ModelRun(paths.MODEL) as run:
+    with Run() as run:
         batches = Batches(tokens.ids[split], layout, config.batch_size, model.max_seq_len)
         predictions = predict(model, batches)
         result = {

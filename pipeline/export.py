@@ -16,7 +16,7 @@ from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.model.checkpoint import load_model
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tracking.run import ModelRun
+from pipeline.tracking.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def main() -> None:
     config = load_params().export
     model, metadata = load_model(paths.MODEL)
     int8_folder = paths.INT8_MODEL.parent
-    with ModelRun(paths.MODEL) as run:
+    with Run() as run:
         data, result = export(model, metadata, config.tolerance)
         shutil.rmtree(int8_folder, ignore_errors=True)
         int8_folder.mkdir(parents=True)

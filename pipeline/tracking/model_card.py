@@ -1,4 +1,4 @@
-"""Model card: a run in Markdown, for people; the text is in model_card.md."""
+"""Model card: a run in Markdown, for people; model_card.md is the template."""
 
 from pathlib import Path
 from string import Template
@@ -6,27 +6,16 @@ from string import Template
 from pipeline.tracking.params import READER_PREFIXES
 from pipeline.tracking.record import Record
 
-TEMPLATE = Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
-FIGURES = {
-    "evaluation/loss": "loss (nats per token)",
-    "evaluation/baseline_loss/bigram": "… of the best bigram model",
-    "evaluation/baseline_loss/unigram": "… of the best unigram model",
-    "evaluation/baseline_loss/uniform": "… of uniform probabilities",
-    "evaluation/perplexity": "perplexity",
-    "evaluation/bits_per_char": "bits per character",
-    "evaluation/accuracy": "accuracy: share of next tokens predicted correctly",
-    "export/max_logit_difference": "largest difference of a logit, ONNX against PyTorch",
-    "parameters": "parameters",
-    "tokens": "tokens seen in training",
-    "flops": "floating-point operations of training (estimate)",
-    "wall_seconds": "seconds of training",
-}
 OWN_TEXTS = ("data/raw/tales.txt", "data/raw/sentences.txt")
+
+
+class _CardTemplate(Template):
+    idpattern = r"[\w/]+"  # names of metrics, too
 
 
 def model_card(record: Record) -> str:
     """Return the card of a run: what was measured, the parameters and generated samples."""
-    tags, metrics, dataset = record.tags, record.latest_metrics(), record.read("dataset")
+    tags, dataset = record.tags, record.read("dataset")
     used = {name: text for name, text in tags.items() if name.startswith(READER_PREFIXES)}
     params = {**record.read("params"), **used}
     data, base = params.get("data.path", "?"), params.get("train.init_from", "None")
@@ -34,22 +23,20 @@ def model_card(record: Record) -> str:
     digest = f" (digest {dataset['digest']})" if dataset else ""
     own = data in OWN_TEXTS and base == "None"
     held_out = tags.get("held_out") != "false"
-    card = TEMPLATE.substitute(
-        origin=f"{origin} on `{data}`{digest}",
-        sha256=tags.get("model_sha256", "?"),
-        license="CC0" if own else "that of its source, and of the fine-tuned model, if any",
-        split="the validation split" if held_out else "the training split (nothing is held out)",
-        figures=_table(
-            {FIGURES[name]: f"{metrics[name]:.6g}" for name in FIGURES if name in metrics}
-        ),
-        params=_table({name: params[name].replace("|", r"\|") for name in sorted(params)}),
-        command=_reproduce(tags),
-    )
-    return card + record.read_artifact("reports/samples.md")
-
-
-def _table(rows: dict[str, str]) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    rows = ("| {} | {} |".format(name, params[name].replace("|", r"\|")) for name in sorted(params))
+    values = {
+        "origin": f"{origin} on `{data}`{digest}",
+        "model_sha256": tags.get("model_sha256", "?"),
+        "license": "CC0" if own else "that of its source, and of the fine-tuned model, if any",
+        "split": "the validation split" if held_out else "the training split (none is held out)",
+        "reproduce": _reproduce(tags),
+    }
+    values |= {name: f"{value:.6g}" for name, value in record.latest_metrics().items()}
+    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    lines = _CardTemplate(text).safe_substitute(values).splitlines(keepends=True)
+    # without the figures that were not measured
+    card = "".join(line for line in lines if "| $" not in line)
+    return card.replace("$params", "\n".join(rows)) + record.read_artifact("reports/samples.md")
 
 
 def _reproduce(tags: dict[str, str]) -> str:

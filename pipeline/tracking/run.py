@@ -1,4 +1,4 @@
-"""Tracking as the stages use it: `TrainingRun` and `ModelRun`, as context managers.
+"""Tracking as the stages use it: the context managers `TrainingRun` and `Run`.
 
 A run is written to a record first, and a background thread uploads the record to MLflow every few
 seconds. Tracking only observes: an out of a stage never depends on it, and a store that is down,
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from pydantic import BaseModel
@@ -41,7 +40,10 @@ SUMMED = ("wall_seconds", "cpu_seconds")  # over all processes of an interrupted
 
 
 class Run:
-    """A record that this process writes, and the thread that uploads the record."""
+    """The run that made the current model; its record, and the thread that uploads the record.
+
+    A model whose training was not tracked here gets a record of what DVC and Git know.
+    """
 
     record: Record
 
@@ -65,32 +67,38 @@ class Run:
 
     def __enter__(self) -> Self:
         with self.guard():
-            self.record = self._open()
-            self.record.lock.acquire(timeout=LOCK_TIMEOUT)
-            self.record.update("run", {"status": "RUNNING"})
+            record = self._open()
+            record.lock.acquire(timeout=LOCK_TIMEOUT)
+            record.update("run", {"status": "RUNNING"})
+            self.record = record
             self._thread.start()
             # while a training runs, the import of MLflow would take three times as long
             self._first_attempt.wait(START_TIMEOUT)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Set the final status and upload what is left."""
         killed = isinstance(error, SystemExit | KeyboardInterrupt)
-        self._ending.set()
         with self.guard():
-            self.record.end("FINISHED" if error is None else "KILLED" if killed else "FAILED")
-            self._thread.join()
-            self.record.lock.release()
+            try:
+                self.record.end("FINISHED" if error is None else "KILLED" if killed else "FAILED")
+            finally:
+                self._ending.set()
+                self._thread.join()
+                self.record.lock.release()
             if not self._uploaded:
                 log.warning("the run is recorded, but not uploaded; `make sync` repeats the upload")
 
     def _open(self) -> Record:
-        raise NotImplementedError
+        return find_record(file_digest(paths.MODEL, "md5")) or restore(Snapshot())
+
+    def report(self, stage: str, config: BaseModel, files: list[Path]) -> None:
+        """Log the files that a stage made with `config`; write the model card."""
+        with self.guard():
+            texts = {file: file.read_text("utf-8") for file in files if file != paths.ONNX_MODEL}
+            reports.add_stage(self.record, stage, flatten({stage: config.model_dump()}), texts)
+            if paths.ONNX_MODEL in files:
+                self.record.add_onnx_model(paths.ONNX_MODEL)
 
     def _upload_regularly(self) -> None:
         while not self._ending.is_set():
@@ -104,25 +112,6 @@ class Run:
         with self.guard():
             upload(self.record)
             self._uploaded = True
-
-
-class ModelRun(Run):
-    """Continuation of the run that made `model`, or of a record restored from DVC and Git."""
-
-    def __init__(self, model: Path) -> None:
-        super().__init__()
-        self._model = model
-
-    def _open(self) -> Record:
-        return find_record(file_digest(self._model, "md5")) or restore(Snapshot())
-
-    def report(self, stage: str, config: BaseModel, files: list[Path]) -> None:
-        """Log the files that a stage made with `config`; write the model card."""
-        with self.guard():
-            texts = {file: file.read_text("utf-8") for file in files if file != paths.ONNX_MODEL}
-            reports.add_stage(self.record, stage, flatten({stage: config.model_dump()}), texts)
-            if paths.ONNX_MODEL in files:
-                self.record.add_onnx_model(paths.ONNX_MODEL)
 
 
 class TrainingRun(Run):
@@ -156,11 +145,10 @@ class TrainingRun(Run):
         params = flatten(self._params.model_dump())
         baseline = lineage.origin().get("dvc_baseline", "HEAD")
         record = Record.create(run_name(params, baseline), params)
-        tags = lineage.machine()
-        if (base := self._params.train.init_from) is not None:
-            tags["init_from_md5"] = file_digest(Path(base), "md5")
         record.update("run", {"training": training})
-        record.update("tags", tags)
+        record.update("tags", lineage.machine())
+        if (base := self._params.train.init_from) is not None:
+            record.update("tags", {"init_from_md5": file_digest(Path(base), "md5")})
         dataset = {"path": self._params.data.path, "digest": self._tokens.sha256()[:16]}
         record.update("dataset", dataset)
         record.log_metrics({"parameters": self._trainer.model.num_parameters})
@@ -201,18 +189,18 @@ class TrainingRun(Run):
 
         model = self._trainer.model
         model.eval()
-        text = "".join(generate(TorchBackend(model, self._tokenizer), "", SAMPLE_TOKENS))
-        model.train()
-        reports.add_sample(self.record, step, text)
+        try:
+            text = "".join(generate(TorchBackend(model, self._tokenizer), "", SAMPLE_TOKENS))
+            reports.add_sample(self.record, step, text)
+        finally:
+            model.train()
 
     def finish(self, held_out: bool) -> None:
         """Log the reports and the hash of the model; add the evaluation of an equal model."""
         paths.MODEL_CARD.unlink(missing_ok=True)  # of an earlier model
         with self.guard():
-            digests = {
-                f"model_{name}": file_digest(paths.MODEL, name) for name in ("md5", "sha256")
-            }
-            self.record.update("tags", {**digests, "held_out": str(held_out).lower()})
+            tags = {f"model_{name}": file_digest(paths.MODEL, name) for name in ("md5", "sha256")}
+            self.record.update("tags", {**tags, "held_out": str(held_out).lower()})
             files = [paths.TRAINING, *CURVES]
             reports.add_reports(self.record, {file: file.read_text() for file in files})
             reports.add_card(self.record)

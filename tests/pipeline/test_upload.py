@@ -1,5 +1,6 @@
 """Records, and their upload to MLflow."""
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from pipeline.tracking import store
 from pipeline.tracking.record import Record
+from pipeline.tracking.run import Run
 from pipeline.tracking.sync import sync
 from pipeline.tracking.upload import upload
 
@@ -97,6 +99,19 @@ def test_sync_closes_the_run_of_a_dead_process(record):
     run = tracked(record)
     assert run.info.status == "KILLED"
     assert run.info.end_time == int(max(row["time"] for row in record.metrics()[0]) * 1000)
+
+
+def test_sync_closes_a_run_whose_end_found_a_full_disk(record, monkeypatch, caplog):
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Run, "_open", lambda run: record)
+    with monkeypatch.context() as patch, Run():
+        patch.setattr(Record, "end", fail)
+    assert caplog.text.count("tracking failed") == 1
+    assert record.info["status"] == tracked(record).info.status == "RUNNING"
+    list(sync())
+    assert tracked(record).info.status == "KILLED"
 
 
 def test_sync_leaves_the_run_of_a_live_process_open(record):
