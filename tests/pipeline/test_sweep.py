@@ -37,7 +37,7 @@ def test_any_other_space_is_a_user_error(text):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.learning_rate"], "must be like train.learning_rate=1e-4..1e-2"),
+        (["train.learning_rate"], "must be like train.learning_rate=1e-3..1e-2"),
         (["train.learning_rate=0..1"], "from a positive number to a greater one"),
         (["--trials", "0"], "--trials: must be 1 or more"),
         (["--name", "no name"], "--name: 'no name' cannot be part of a branch name"),
