@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 from minigpt.common.config import ModelConfig, TrainConfig
 from minigpt.data.batches import Batches
-from minigpt.model.loss import mean_loss
+from minigpt.model.loss import sum_loss
 from minigpt.model.model import MiniGPT
 from minigpt.training.train import Trainer
 
@@ -131,7 +131,8 @@ class Peer:
                 super().__init__()
                 self.model, self.forward = peer.model, peer.logits
 
-        return mean_loss(Logits(self), Batches(self.data[1], "packed", 64, CONTEXT))
+        total, count = sum_loss(Logits(self), Batches(self.data[1], "packed", 64, CONTEXT))
+        return total / count
 
 
 def parameters(model: torch.nn.Module) -> int:

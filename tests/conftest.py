@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from hypothesis import settings
 
 from minigpt.common.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig, load_params
 from minigpt.corpus.corpus import Corpus
-from minigpt.data.batches import Batches
+from minigpt.data.batches import Batch, Batches
 from minigpt.generation.backend import Backend
 from minigpt.generation.engine import run
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
+from minigpt.model.loss import sum_loss
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 from minigpt.training.train import Trainer
@@ -153,6 +154,12 @@ def train_config(**changes: Any) -> TrainConfig:
 def data_config(path: Path, **changes: Any) -> DataConfig:
     """Return the section `data` of params.yaml for the text at `path`, with `changes`."""
     return DataConfig(**{**PARAMS.data.model_dump(), "path": str(path), **changes})
+
+
+def mean_loss(model: torch.nn.Module, batches: Iterable[Batch]) -> float:
+    """Return the mean cross-entropy in nats per token over all `batches`."""
+    total, count = sum_loss(model, batches)
+    return total / count
 
 
 def runtime_config(**changes: Any) -> RuntimeConfig:

@@ -139,7 +139,7 @@ class TrainConfig(Section):
         """Check that the learning-rate schedule fits into `total_steps`.
 
         Raises:
-            ValueError: warmup and decay take more steps.
+            ValueError: Warmup and decay take more steps.
         """
         names, needed = "warmup_steps", self.warmup_steps
         if self.schedule == "wsd":
@@ -223,7 +223,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """Load and validate the parameters in `path`.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown or missing, or a value has the
+        UserError: The file is missing or not YAML, a key is unknown or missing, or a value has the
             wrong type or range. The message names the key.
     """
     try:

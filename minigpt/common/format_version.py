@@ -13,7 +13,7 @@ def check_format_version(path: Path, metadata: Mapping[str, Any]) -> None:
     """Check that this version of MiniGPT can read the model file at `path`.
 
     Raises:
-        UserError: a newer version of MiniGPT wrote it.
+        UserError: A newer version of MiniGPT wrote it.
     """
     version = metadata.get("format_version", 1)
     if version > FORMAT_VERSION:

@@ -1,34 +1,33 @@
 """Breakdown of predictions: accuracy by kind of character, and the most common mistakes."""
 
 import unicodedata
+from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from minigpt.tokenizer import Tokenizer
 
-CLASSES = [
-    "lowercase",
-    "uppercase",
-    "other letter",
-    "digit",
-    "space",
-    "line break",
-    "punctuation",
-    "control",
-    "part of a character",
-    "special token",
-]
+# kind of character → test; the first that a character passes is its kind
+CLASSES: dict[str, Callable[[str], bool]] = {
+    "lowercase": str.islower,
+    "uppercase": str.isupper,
+    "other letter": lambda character: unicodedata.category(character)[0] in "LM",  # M: accents
+    "digit": str.isdigit,
+    "space": lambda character: character.isspace() and character != "\n",
+    "line break": lambda character: character == "\n",
+    "part of a character": lambda character: unicodedata.category(character) == "Cs",
+    "control": lambda character: unicodedata.category(character)[0] == "C",
+    "punctuation": lambda character: True,
+    "special token": lambda character: True,
+}
 
 
 def accuracy_by_class(predictions: pd.DataFrame, tokenizer: Tokenizer) -> pd.DataFrame:
     """Return count, accuracy and mean loss of the targets of each of `CLASSES`."""
-    class_of_id = np.array(
-        [CLASSES.index(token_class(string)) for string in tokenizer.token_strings]
-    )
+    class_of_id = pd.Series(map(token_class, tokenizer.token_strings))
     table = pd.DataFrame(
         {
-            "class": pd.Categorical.from_codes(class_of_id[predictions["target"]], CLASSES),
+            "class": pd.Categorical(class_of_id[predictions["target"]], list(CLASSES)),
             "correct": predictions["target"] == predictions["predicted"],
             "loss": predictions["loss"],
         }
@@ -59,27 +58,8 @@ def mistakes(predictions: pd.DataFrame, tokenizer: Tokenizer, limit: int = 30) -
 
 
 def token_class(string: str) -> str:
-    """Return one of `CLASSES`, by the first character of a token that is not a space."""
+    """Return one of `CLASSES`, by the first character that is not a space."""
     if not string:
         return "special token"
-    return character_class((string.lstrip(" ") or " ")[0])
-
-
-def character_class(character: str) -> str:
-    """Return one of `CLASSES`."""
-    if character == "\n":
-        return "line break"
-    if character.isspace():
-        return "space"
-    if character.isdigit():
-        return "digit"
-    if character.islower():
-        return "lowercase"
-    if character.isupper():
-        return "uppercase"
-    category = unicodedata.category(character)
-    if category == "Cs":  # a lone surrogate
-        return "part of a character"
-    # major categories: L letter, M mark (accents, vowel signs), C control
-    classes = {"L": "other letter", "M": "other letter", "C": "control"}
-    return classes.get(category[0], "punctuation")
+    character = (string.lstrip(" ") or " ")[0]
+    return next(name for name, matches in CLASSES.items() if matches(character))

@@ -20,6 +20,7 @@ in the graph.
 import copy
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -28,12 +29,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from minigpt.export.int8 import add_int8_linear
+from minigpt.export.int8 import BLOCK_SIZE, quantize_blocks
 from minigpt.model.model import FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
 from minigpt.model.variants import NORM_EPS
 
 OPSETS = {"": 23, "com.microsoft": 1}
 IR_VERSION = 10
+
+# Inputs or outputs of a graph: name → element type and shape
+Shape = Sequence[str | int]
+Values = Mapping[str, tuple[int, Shape]]
 
 
 class Graph:
@@ -62,12 +67,14 @@ class Graph:
         )
         return outputs[0]
 
-    def to_proto(
-        self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
-    ) -> onnx.ModelProto:
+    def to_proto(self, inputs: Values, outputs: Values) -> onnx.ModelProto:
         """Return the graph as a valid ONNX model."""
+        described = [
+            [helper.make_tensor_value_info(name, *kind) for name, kind in values.items()]
+            for values in (inputs, outputs)
+        ]
         constants = list(self.constants.values())
-        graph = helper.make_graph(self.nodes, "minigpt", inputs, outputs, constants)
+        graph = helper.make_graph(self.nodes, "minigpt", described[0], described[1], constants)
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         onnx.checker.check_model(proto)
@@ -95,21 +102,17 @@ def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:
     ids = ["input_ids", "positions"] + ["previous_ids"] * (model.bigram_embedding is not None)
     attention = _blocks(model)[0].attention
     _, E, _ = head_layout(attention)
-    cache: list[str | int] = ["B", attention.num_heads, model.max_seq_len, E]
+    cache: Shape = ["B", attention.num_heads, model.max_seq_len, E]
     parts = [f"{part}_{layer}" for layer in range(len(model.blocks)) for part in ("key", "value")]
-    return graph.to_proto(
-        [_integers(name, ["B", "T"]) for name in ids]
-        + [_floats(f"past_{part}", cache) for part in parts],
-        [_floats("logits", ["B", "T", V]), *(_floats(f"present_{part}", cache) for part in parts)],
-    )
-
-
-def _integers(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.INT64, shape)
-
-
-def _floats(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    inputs: Values = {
+        **{name: (TensorProto.INT64, ["B", "T"]) for name in ids},
+        **{f"past_{part}": (TensorProto.FLOAT, cache) for part in parts},
+    }
+    outputs: Values = {
+        "logits": (TensorProto.FLOAT, ["B", "T", V]),
+        **{f"present_{part}": (TensorProto.FLOAT, cache) for part in parts},
+    }
+    return graph.to_proto(inputs, outputs)
 
 
 def _blocks(model: MiniGPT) -> list[TransformerBlock]:
@@ -221,7 +224,18 @@ def add_linear(
 ) -> str:
     """Add x Wᵀ + b: weight (N, K), x (B, T, K) → (B, T, N)."""
     if graph.int8:
-        return add_int8_linear(graph, output, weight, x, bias)
+        integers, scales = quantize_blocks(weight.detach().cpu().numpy())
+        inputs = [
+            x,
+            graph.constant(f"{output}.weight", integers),
+            graph.constant(f"{output}.scales", scales),
+            *["", ""],  # optional inputs that are left out
+        ]
+        if bias is not None:
+            inputs.append(graph.constant(f"{output}.bias", bias))
+        sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": 8, "block_size": BLOCK_SIZE}
+        # level 4: activations are in 8 bits too; at other levels the kernel is many times slower
+        return graph.node("ms.MatMulNBits", inputs, output, **sizes, accuracy_level=4)
     product = output if bias is None else f"{output}.product"
     graph.node("MatMul", [x, graph.constant(f"{output}.weight", weight.T)], product)
     if bias is not None:

@@ -39,8 +39,8 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Read the tensors and the metadata of a file that `save` wrote.
 
     Raises:
-        FileNotFoundError: no such file.
-        DamagedFileError: the file is truncated, changed, or of another kind.
+        FileNotFoundError: No such file.
+        DamagedFileError: The file is truncated, changed, or of another kind.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -66,7 +66,7 @@ def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
     """Return the model stored at `path`, in evaluation mode, and the file's metadata.
 
     Raises:
-        UserError: the file is missing, damaged, too new, or holds no model.
+        UserError: The file is missing, damaged, too new, or holds no model.
     """
     try:
         with read_errors(path, "run `dvc repro` to train a model"):

@@ -22,12 +22,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
     return F.cross_entropy(flat, targets.flatten(), ignore_index=PAD, reduction=reduction)
 
 
-def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Mean cross-entropy in nats per token over all `batches`."""
-    total, count = sum_loss(model, batches)
-    return total / count
-
-
 @torch.inference_mode()
 def sum_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
     """Return the sum of the cross-entropy over all `batches`, and the number of targets.

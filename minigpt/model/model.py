@@ -145,7 +145,7 @@ class MiniGPT(nn.Module):
 
     Args:
         vocab_size: V, special tokens included.
-        config: the section `model` of params.yaml, which explains each value.
+        config: The section `model` of params.yaml, which explains each value.
     """
 
     def __init__(self, vocab_size: int, config: ModelConfig):

@@ -12,7 +12,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device for `name` ("auto": the accelerator of this machine, if there is one).
 
     Raises:
-        UserError: the device is not available, or there are more processes than accelerators.
+        UserError: The device is not available, or there are more processes than accelerators.
     """
     available = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if name not in ("auto", "cpu", available.type):

@@ -24,8 +24,8 @@ class Group:
     """Processes that train together; a single process is a group of size 1.
 
     Attributes:
-        rank: index of this process, from 0; only rank 0 writes files and reports.
-        size: number of processes.
+        rank: Index of this process, from 0; only rank 0 writes files and reports.
+        size: Number of processes.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ def joined() -> Iterator[Group]:
     """Join the group that torchrun's environment variables describe, and leave it at the end.
 
     Raises:
-        UserError: another process of the group ended.
+        UserError: Another process of the group ended.
     """
     if not launched():
         yield Group()
@@ -85,8 +85,8 @@ def launch(module: str, processes: int) -> None:
     """Run `python -m module` in several processes on this machine, as torchrun does.
 
     Raises:
-        UserError: a process was killed.
-        SystemExit: a process failed and printed the reason, or a signal ended all of them.
+        UserError: A process was killed.
+        SystemExit: A process failed and printed the reason, or a signal ended all of them.
     """
     # silences torchrun's long report of a failed process; must be set before the import
     os.environ.setdefault("LOGLEVEL", "CRITICAL")

@@ -17,7 +17,7 @@ def load_pretrained(path: Path, model: MiniGPT, tokenizer: Tokenizer) -> None:
     """Copy the weights of the model file `path` into `model`, whose tokenizer is `tokenizer`.
 
     Raises:
-        UserError: the file is not a model, or its architecture or vocabulary does not fit.
+        UserError: The file is not a model, or its architecture or vocabulary does not fit.
     """
     try:
         pretrained, metadata = load_model(path)

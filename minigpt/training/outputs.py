@@ -41,9 +41,13 @@ def write_reports(folder: Path, progress: Progress, held_out: bool) -> dict[str,
         "val/bits_per_char": float(best["val/bits_per_char"]),
         "held_out": held_out,
     }
-    atomic_write(folder / "training.csv", training.to_csv(index=False).encode())
-    atomic_write(folder / "validation.csv", validation.to_csv(index=False).encode())
-    atomic_write(folder / "training.json", (json.dumps(summary, indent=1) + "\n").encode())
+    files = {
+        "training.csv": training.to_csv(index=False),
+        "validation.csv": validation.to_csv(index=False),
+        "training.json": json.dumps(summary, indent=1) + "\n",
+    }
+    for name, content in files.items():
+        atomic_write(folder / name, content.encode())
     return summary
 
 

@@ -1,9 +1,10 @@
-"""Resuming: checkpoints of an interrupted training, and the facts that decide which one it is."""
+"""Resuming: checkpoints of an interrupted training, and the facts that identify the training."""
 
 import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,14 +29,11 @@ def pack_state(
     model: nn.Module, best: Tensors, optimizers: list[torch.optim.Optimizer], others: Tensors
 ) -> Tensors:
     """Flatten model, best weights, optimizer state and `others` into one dict."""
-    tensors = {f"other.{name}": tensor for name, tensor in others.items()}
-    tensors |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    parts = {"other": others, "model": model.state_dict(), "best": best}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
-            prefix = f"optimizer.{number}.{index}."
-            tensors |= {prefix + name: tensor for name, tensor in values.items()}
-    return tensors
+            parts[f"optimizer.{number}.{index}"] = values
+    return {f"{part}.{name}": value for part in parts for name, value in parts[part].items()}
 
 
 def unpack_state(
@@ -44,11 +42,8 @@ def unpack_state(
     """Restore `model` and `optimizers` from `pack_state`'s dict; return `best` and `others`."""
 
     def part(prefix: str) -> Tensors:
-        return {
-            name.removeprefix(prefix): value
-            for name, value in tensors.items()
-            if name.startswith(prefix)
-        }
+        names = [name for name in tensors if name.startswith(prefix)]
+        return {name.removeprefix(prefix): tensors[name] for name in names}
 
     model.load_state_dict(part("model."))
     for number, optimizer in enumerate(optimizers):
@@ -92,15 +87,6 @@ class ResumeStore:
                 self._damaged.append(file)
         return None
 
-    def clear(self) -> None:
-        """Delete the checkpoints after the training has finished."""
-        for file in self.folder.glob(".step-*"):  # temporary files of a killed process
-            file.unlink()
-        for file in self._files():
-            file.unlink()
-        with contextlib.suppress(OSError):  # the folder holds other files, or was never created
-            self.folder.rmdir()
-
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
@@ -116,21 +102,27 @@ def resume_store(
         group.wait()
         yield store
         return
-    with _locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("another process trains this model; waiting for it (%s)", lock.lock_file)
+        held = lock.acquire()
+    with held:
         group.wait()  # the other ranks read checkpoints only after rank 0 holds the lock
         facts_file = folder / "facts.json"
         if not facts_file.exists():
             _log_differing_facts(root, facts)
             atomic_write(facts_file, json.dumps(facts, indent=1).encode())
         yield store
-        facts_file.unlink()
-        store.clear()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def training_facts(
     params: Params, tokens: Tokens, device: torch.device, group: Group, code_sha256: str
 ) -> dict[str, Any]:
-    """Return everything that the result depends on, to the bit.
+    """Return everything that the trained weights depend on, to the bit.
 
     A checkpoint is resumed only by a training with the same facts.
     """
@@ -151,36 +143,17 @@ def training_facts(
     }
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("another process trains this model; waiting for it (%s)", lock.lock_file)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _lock(folder: Path) -> FileLock:
     return FileLock(folder.with_suffix(".lock"))
 
 
 def _log_differing_facts(root: Path, facts: dict[str, Any]) -> None:
     """Log why the latest unfinished training in `root`, if any, cannot be resumed."""
-    # another process trains or has just finished it, or the file is damaged
-    with contextlib.suppress(Timeout, FileNotFoundError, ValueError):
-        unfinished = [file for file in root.glob("*/facts.json") if any(file.parent.glob("step-*"))]
-        if not unfinished:
-            return
+    unfinished = [file for file in root.glob("*/facts.json") if any(file.parent.glob("step-*"))]
+    # nothing is unfinished, another process trains or has just finished, or the file is damaged
+    with contextlib.suppress(ValueError, Timeout, FileNotFoundError):
         latest = max(unfinished, key=lambda file: file.stat().st_mtime)
         with _lock(latest.parent).acquire(blocking=False):
             others = json.loads(latest.read_text())
-            differing = [name for name in facts if facts[name] != others.get(name)]
-            log.info(
-                "starting from step 0: the unfinished training differs in %s", ", ".join(differing)
-            )
+            differing = ", ".join(name for name in facts if facts[name] != others.get(name))
+            log.info("starting from step 0: the unfinished training differs in %s", differing)

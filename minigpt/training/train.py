@@ -54,15 +54,15 @@ class Trainer:
     """Trains `model` in place and leaves it with the weights of the lowest validation loss.
 
     Args:
-        model: an initialized model, on the device to train on.
-        train_batches, val_batches: one is indexed by step, the other is iterated.
-        config: the section `train` of params.yaml.
-        resume: where to save checkpoints. If it holds one, training continues from there to the
+        model: An initialized model, on the device to train on.
+        train_batches, val_batches: One is indexed by step, the other is iterated.
+        config: The section `train` of params.yaml.
+        resume: Where to save checkpoints. If it holds one, training continues from there to the
             same bytes as without an interruption (on the same machine and number of threads).
-        group: the processes that share the work; each builds a Trainer with the same arguments.
+        group: The processes that share the work; each builds a Trainer with the same arguments.
 
     Raises:
-        UserError: the learning-rate schedule is longer than the training, or the rows of a step
+        UserError: The learning-rate schedule is longer than the training, or the rows of a step
             cannot be divided evenly.
     """
 
@@ -102,12 +102,12 @@ class Trainer:
         """Train until the last step or until the validation loss stops improving.
 
         Args:
-            report: called with the metrics of each logged step and each validation.
-            should_stop: called after each step; training stops if it returns true.
+            report: Called with the metrics of each logged step and each validation.
+            should_stop: Called after each step; training stops if it returns true.
 
         Raises:
             Interrupted: `should_stop` returned true; the state is saved.
-            UserError: the loss explodes or a gradient is not finite (the model keeps the weights of
+            UserError: The loss explodes or a gradient is not finite (the model keeps the weights of
                 the step before), or a validation loss is not finite.
         """
         config, progress = self.config, self.progress
@@ -267,11 +267,12 @@ class Trainer:
 
 def _total_steps(config: TrainConfig, batches: Batches) -> int:
     """Return the steps until `max_steps` or `max_epochs`, whichever comes first."""
-    limits = [config.max_steps] if config.max_steps is not None else []
-    if config.max_epochs is not None:
+    limits = [config.max_steps] if config.max_steps else []
+    if config.max_epochs:
         limits.append(math.ceil(config.max_epochs * batches.num_rows / config.batch_size))
+    total_steps = min(limits)
     try:
-        config.check_length(min(limits))
+        config.check_length(total_steps)
     except ValueError as error:
         raise UserError(f"train: {error}") from None
-    return min(limits)
+    return total_steps

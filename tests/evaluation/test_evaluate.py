@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import build_model
+from conftest import build_model, mean_loss
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,12 +12,10 @@ from minigpt.data.token_files import SplitInfo
 from minigpt.evaluation.baselines import baselines
 from minigpt.evaluation.error_analysis import (
     accuracy_by_class,
-    character_class,
     mistakes,
     token_class,
 )
 from minigpt.evaluation.evaluate import predict, summarize
-from minigpt.model.loss import mean_loss
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
 
@@ -84,7 +82,7 @@ def test_accuracy_by_class_of_character():
         "punctuation": 0,
         "special token": 1,
     }
-    assert [character_class(character) for character in "éÉ中\u0bbe\u200b…€\t"] == [
+    assert [token_class(character) for character in "éÉ中\u0bbe\u200b…€\t"] == [
         *[
             "lowercase",
             "uppercase",

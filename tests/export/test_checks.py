@@ -8,7 +8,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, engine_ids, model_metadata, randomize, train_config
+from conftest import (
+    ARCHITECTURES,
+    build_model,
+    engine_ids,
+    mean_loss,
+    model_metadata,
+    randomize,
+    train_config,
+)
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Document
@@ -23,7 +31,6 @@ from minigpt.generation.generate import window_start
 from minigpt.generation.onnx_backend import OnnxBackend, OnnxKVCache
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.torch_backend import TorchBackend
-from minigpt.model.loss import mean_loss
 from minigpt.tokenizer import BPETokenizer
 from minigpt.training.train import Trainer
 

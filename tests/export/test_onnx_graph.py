@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import build_model, randomize
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from torch import nn
 
 from minigpt.evaluation.evaluate import predict
@@ -22,15 +22,11 @@ TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProt
 
 
 def run(graph: Graph, inputs: dict[str, np.ndarray], *outputs: str) -> list[np.ndarray]:
-    values = [
-        helper.make_tensor_value_info(name, TYPES[value.dtype], value.shape)
-        for name, value in inputs.items()
-    ]
-    shapes = {name: "BHSE" if name.startswith("present") else "BTN" for name in outputs}
-    wanted = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shapes[name]))
+    values = {name: (TYPES[value.dtype], value.shape) for name, value in inputs.items()}
+    wanted = {
+        name: (TensorProto.FLOAT, "BHSE" if name.startswith("present") else "BTN")
         for name in outputs
-    ]
+    }
     session = onnxruntime.InferenceSession(graph.to_proto(values, wanted).SerializeToString())
     return session.run(list(outputs), inputs)
 

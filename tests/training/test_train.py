@@ -3,11 +3,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import build_model, runtime_config, train_config
+from conftest import build_model, mean_loss, runtime_config, train_config
 
 from minigpt.common.errors import UserError
 from minigpt.data.batches import Batches
-from minigpt.model.loss import bits_per, cross_entropy, mean_loss
+from minigpt.model.loss import bits_per, cross_entropy
 from minigpt.training.resume import ResumeStore
 from minigpt.training.train import Interrupted, Progress, Trainer
 
