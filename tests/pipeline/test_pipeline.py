@@ -15,25 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tokenizers
-from conftest import ROOT, Project, checkpoints, wait_for
+from conftest import ROOT, Project, checkpoints, runs, store, wait_for
 
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.torch_backend import TorchBackend
-
-
-def store(project: Project):
-    """A client of the project's tracking store, and the id of its experiment."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
-    experiment = client.get_experiment_by_name("minigpt")
-    assert experiment is not None
-    return client, experiment
-
-
-def runs(project: Project) -> list:
-    client, experiment = store(project)
-    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
 
 
 def hashes(project: Project, stage: str) -> dict[str, str]:

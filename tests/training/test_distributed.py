@@ -5,8 +5,7 @@ import sys
 import pandas as pd
 import psutil
 import pytest
-from conftest import Project, checkpoints, wait_for
-from test_pipeline import runs
+from conftest import Project, checkpoints, runs, wait_for
 
 TRAIN = (sys.executable, "-m", "pipeline.train")
 
