@@ -146,5 +146,6 @@ def log_probabilities(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return the log-probabilities (N,) of ids (N,) under logits (N, V), in nats and float64."""
     logits = logits.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
-    chosen: np.ndarray = logits[np.arange(len(ids)), ids]  # (N,)
-    return chosen - np.log(np.exp(logits).sum(axis=1))
+    normalizers: np.ndarray = np.log(np.exp(logits).sum(axis=1))  # (N,)
+    log_probs: np.ndarray = logits[np.arange(len(ids)), ids] - normalizers  # (N,)
+    return log_probs
