@@ -1,5 +1,5 @@
 """MiniGPT: a small GPT, from raw text to a deployed model.
 
-Nothing is imported here, so that each part loads only what it needs:
-`minigpt.tokenizer` no PyTorch, `minigpt.generation.onnx_backend` nothing but NumPy and ONNX Runtime.
+Nothing is imported here, so that each package loads only what it needs: `minigpt.tokenizer` loads
+no PyTorch, and `minigpt.generation.onnx_backend` loads only NumPy and ONNX Runtime.
 """

@@ -37,7 +37,7 @@ def write_models(folder: Path, model: Any, metadata: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def models(trained, tokenizer, sentences, tmp_path_factory):
-    """A folder with both files of a model that knows the sentences corpus."""
+    """Return a folder with both files of a model that knows the sentences corpus."""
     ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
     table = build_ngram_table(ids, tokenizer.vocab_size).to_text()
     metadata = model_metadata(
@@ -48,7 +48,7 @@ def models(trained, tokenizer, sentences, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bpe_models(tmp_path_factory):
-    """A folder with both files of an untrained model whose tokens are bytes."""
+    """Return a folder with both files of an untrained model whose tokens are bytes."""
     sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "max_seq_len": 32}
     model = build_model(260, **sizes).eval()
     metadata = model_metadata(model, BPETokenizer(normalization="NFC"))
@@ -388,7 +388,7 @@ def read_until(terminal: int, words: bytes) -> bytes:
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
-    """A sentence that the model has memorized, twice, and a text that it cannot predict."""
+    """Return a sentence that the model has memorized, twice, and a text that it cannot predict."""
     (tmp_path / "known.txt").write_text(FOX + "\n" + FOX + "\n")
     (tmp_path / "unknown.txt").write_text("xqj zvw kkk")
     return [f"{tmp_path}/known.txt", f"{tmp_path}/unknown.txt"]
