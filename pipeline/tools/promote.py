@@ -52,8 +52,8 @@ def promote(which: str = "") -> str:
             return f"{NAME} version {champion.version} is the {ALIAS} already"
         if run.data.tags["validation_tokens"] != best.data.tags["validation_tokens"]:
             raise UserError(
-                f"not promoted: the {ALIAS} was measured on another validation split, so the losses "
-                f"do not compare; to start over, delete its alias {ALIAS} in `make ui`"
+                f"not promoted: the {ALIAS} was measured on another validation split, so the "
+                f"losses do not compare; to start over, delete its alias {ALIAS} in `make ui`"
             )
         if loss >= best.data.metrics[LOSS]:
             raise UserError(

@@ -32,7 +32,7 @@ def learning_rate(curves: pd.DataFrame) -> Figure:
 
 
 def mistakes(table: pd.DataFrame) -> Figure:
-    """The most frequent wrong predictions, a bar each; a $ does not start a formula."""
+    """Draw the most frequent wrong predictions as bars."""
     figure, axes = _axes("count", "expected → predicted", "Top mistakes")
     table = table.head(20).iloc[::-1]
     axes.barh(table["mistake"].astype(str).str.replace("$", r"\$"), table["count"])

@@ -42,7 +42,8 @@ class Snapshot:
     @functools.cached_property
     def _stages(self) -> dict[str, Any]:
         try:
-            return (YAML(typ="safe", pure=True).load(self.read(Path("dvc.lock"))) or {})["stages"]
+            lock = YAML(typ="safe", pure=True).load(self.read(Path("dvc.lock"))) or {}
+            return dict(lock["stages"])
         except (YAMLError, KeyError, TypeError):  # no lock, or one with merge conflicts
             return {}
 

@@ -38,4 +38,4 @@ def log_onnx_model(run_id: str, path: Path) -> str:
         # MLflow would take seconds to infer them
         pip_requirements=[f"{package}=={version(package)}" for package in packages],
     )
-    return model.model_uri
+    return str(model.model_uri)

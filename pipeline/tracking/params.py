@@ -13,7 +13,7 @@ OTHER_PREFIXES = (*READER_PREFIXES, "runtime.")  # sections that do not determin
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
+    """Join the keys of nested `values`: {"a": {"b": 1}} → {"a.b": 1}."""
     flat: dict[str, Any] = pd.json_normalize(dict(values), sep=separator).iloc[0].to_dict()
     return flat
 

@@ -65,7 +65,7 @@ def client() -> Any:
 
 
 def experiment_id() -> str:
-    return mlflow().get_experiment_by_name(EXPERIMENT).experiment_id
+    return str(mlflow().get_experiment_by_name(EXPERIMENT).experiment_id)
 
 
 def find(filter_string: str) -> Any:
@@ -84,7 +84,7 @@ def system_monitor() -> Any:
     """Return MLflow's monitor of processor, memory, disk, network and GPU."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    return SystemMetricsMonitor(run_id=None)
+    return SystemMetricsMonitor(run_id=None)  # type: ignore[no-untyped-call]
 
 
 def reason(error: Exception) -> str:

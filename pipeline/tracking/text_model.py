@@ -15,7 +15,7 @@ from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
 
 
-class TextModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+class TextModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
     def load_context(self, context: Any) -> None:
         self.backend = OnnxBackend(Path(context.artifacts["onnx"]))
 

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 @pytest.fixture(scope="module")
 def promoted(with_experiments: Project) -> Project:
-    """A project whose default model is the champion."""
+    """Return a project whose default model is the champion."""
     with_experiments.run("git", "restore", ".")
     with_experiments.run("dvc", "checkout")
     assert "minigpt version 1 is the champion" in with_experiments.run(

@@ -13,7 +13,7 @@ STAGES = (["pipeline.build_vocab"], ["pipeline.prepare"])
 
 
 def read(project: Project, *changes: str) -> str:
-    """Run the two stages that read text, with `data.path: mine…` in params.yaml; returns what they print."""
+    """Run the stages that read text with changed parameters; return their output."""
     params = (project.root / "params.yaml").read_text()
     for change in changes:
         key, _, value = change.partition("=")

@@ -59,9 +59,9 @@ def test_a_search_after_a_change_needs_another_name(project):
     with (project.root / "minigpt/model/model.py").open("a") as code:
         code.write("# changed\n")
     out = project.run(*command, code=1)
-    assert (
-        out
-        == "--name: 'sweep' was started with another code, text, train.max_steps; choose another name\n"
+    assert out == (
+        "--name: 'sweep' was started with another code, text, train.max_steps; "
+        "choose another name\n"
     )
 
 
