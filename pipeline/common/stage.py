@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -27,8 +28,8 @@ class SignalCatcher:
     def exit(self, message: str) -> NoReturn:
         """Log `message` and exit with the code of the signal.
 
-        A code of 0 would tell DVC that the outputs are complete. If only another process of the
-        group received the signal, the code is that of SIGTERM.
+        DVC takes a code of 0 for complete outputs. If only another process of the group received
+        the signal, the code is that of SIGTERM.
         """
         log.warning(message)
         sys.exit(128 + (self._numbers or [signal.SIGTERM])[0])
@@ -43,6 +44,8 @@ def run_stage(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("__main__", "minigpt", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
+    if os.environ.get("RANK", "0") != "0":
+        logging.disable()  # of the processes that train together, rank 0 logs for all
     try:
         main()
     except UserError as error:

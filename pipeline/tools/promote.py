@@ -1,4 +1,4 @@
-"""`make promote`: make an exported model the champion of MLflow's registry, if it is better.
+"""`make promote`: make an exported model the champion of the MLflow registry, if it is better.
 
 python -m pipeline.tools.promote           the current model
 python -m pipeline.tools.promote faster    the model of the DVC experiment or Git revision "faster"

@@ -15,7 +15,7 @@ SENTENCE = "Once upon a time there was a fox."  # shown by the attention maps
 
 
 def loss(curves: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
-    """Both losses by step, and the baselines."""
+    """Draw both losses by step, and the baselines."""
     figure, axes = _axes("step", "cross-entropy (nats per token)", "Loss")
     for name in curves.columns.intersection(["train/loss", "val/loss"]):
         axes.plot("step", name, data=curves[["step", name]].dropna(), label=name)
@@ -35,6 +35,7 @@ def mistakes(table: pd.DataFrame) -> Figure:
     """Draw the most frequent wrong predictions as bars."""
     figure, axes = _axes("count", "expected → predicted", "Top mistakes")
     table = table.head(20).iloc[::-1]
+    # a $ would start a formula
     axes.barh(table["mistake"].astype(str).str.replace("$", r"\$"), table["count"])
     return figure
 
@@ -47,7 +48,7 @@ def positional_encoding(encoding: PositionalEncoding) -> Figure:
 
 
 def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Figure:
-    """Attention weights of each head: a row for each position, brighter for a larger weight."""
+    """Draw the attention weights of each head: a row for each position, brighter if larger."""
     ids = tokenizer.encode(text)[: model.max_seq_len]
     weights = torch.stack(attention_maps(model, torch.tensor([ids]))).sqrt().cpu()  # (L, H, T, T)
     L, H = weights.shape[:2]

@@ -41,9 +41,9 @@ class Snapshot:
 
     @functools.cached_property
     def _stages(self) -> dict[str, Any]:
+        lock = self.read(Path("dvc.lock"))
         try:
-            lock = YAML(typ="safe", pure=True).load(self.read(Path("dvc.lock"))) or {}
-            return dict(lock["stages"])
+            return dict(YAML(typ="safe", pure=True).load(lock)["stages"])
         except (YAMLError, KeyError, TypeError):  # no lock, or one with merge conflicts
             return {}
 

@@ -15,7 +15,7 @@ from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
 from pipeline.tracking import store
 from pipeline.tracking.model_card import model_card
-from pipeline.tracking.params import as_text
+from pipeline.tracking.params import as_text, flatten
 from pipeline.tracking.record import Record
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 SUMMARIES = {"evaluate": paths.EVALUATION, "export": paths.EXPORT}
 BASELINE = "evaluation/baseline_loss/"
 SAMPLES = "samples.json"
+NUMBERS = (int, float)  # bool is a subclass of int, but no number here
 
 
 def add_sample(record: Record, step: int, text: str) -> None:
@@ -49,12 +50,8 @@ def add_stage(
     used = {name: value for name, value in params.items() if name.startswith(f"{stage}.")}
     texts = {name: value for name, value in summary.items() if isinstance(value, str)}
     record.update("tags", {**as_text(used), **texts})
-    numbers = (
-        pd.json_normalize(summary, sep="/")
-        .select_dtypes("number")
-        .add_prefix(f"{SUMMARIES[stage].stem}/")
-    )
-    record.log_metrics(numbers.iloc[0].to_dict())
+    values = flatten({SUMMARIES[stage].stem: summary}, "/")
+    record.log_metrics({name: values[name] for name in values if type(values[name]) in NUMBERS})
     if stage == "evaluate":
         _add_figures(record)
     add_card(record)

@@ -57,7 +57,7 @@ class Run:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn any failure of tracking into one warning: the stage goes on."""
+        """Turn any failure of tracking into one warning, and let the stage continue."""
         try:
             yield
         except Exception as error:

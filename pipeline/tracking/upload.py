@@ -41,7 +41,7 @@ def upload(record: Record) -> bool:
     changed = [name for name in files if files[name] != sent["files"].get(name)]
     if not changed:
         return False
-    # a run that another record made keeps what that record knows of the training
+    # a run that another record made keeps its own metrics and tags of the training
     own = run.data.tags.get("record") == record.id
     if "tags.json" in changed:
         _log_tags_and_params(record, run_id, own)

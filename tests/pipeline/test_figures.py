@@ -15,7 +15,7 @@ def test_attention_maps_are_the_weights_of_the_model(switches, monkeypatch):
     ids = torch.arange(21).unsqueeze(0)
     found = figures.attention_maps(model, ids)
     assert [weights.shape for weights in found] == [(4, 21, 21)] * 2
-    # the written-out way, which uses the very weights
+    # the formula written out, which calls attention_weights
     used = []
     slow = figures.attention_weights
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""The pipeline as a user runs it: dvc in a Git repository of its own, on a small configuration."""
+"""The pipeline as a user runs it: DVC in a separate Git repository, with small parameters."""
 
 import hashlib
 import io
@@ -59,79 +59,99 @@ def test_a_second_repro_reruns_nothing(reproduced):
     assert reproduced.run("git", "status", "--porcelain") == ""
 
 
-def test_one_run_holds_all_three_stages(reproduced):
-    client, experiment = store(reproduced)
+@pytest.fixture
+def tracked_run(reproduced):
     (run,) = runs(reproduced)
+    return run
+
+
+def history(project: Project, run, metric: str) -> list[tuple[int, float]]:
+    """Return step and value of each point of a curve."""
+    points = store(project)[0].get_metric_history(run.info.run_id, metric)
+    return [(point.step, point.value) for point in points]
+
+
+def test_the_project_has_a_store_of_its_own(reproduced, tracked_run):
+    _, experiment = store(reproduced)
     assert experiment.artifact_location == (reproduced.root / "mlruns/artifacts").as_uri()
-    assert run.info.status == "FINISHED"
-    assert run.data.params["train.learning_rate"] == "0.003"
-    assert {
-        "train/loss",
-        "val/loss",
-        "val/bits_per_char",
-        "tokens_per_second",
-        "learning_rate",
-    } <= set(run.data.metrics)
-    assert {
-        "evaluation/loss",
-        "evaluation/baseline_loss/bigram",
-        "export/max_logit_difference",
-    } <= set(run.data.metrics)
-    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert steps == [5, 10, 15, 20, 25, 30]
-    last = run.data.metrics
-    assert {"gradient_norm", "cpu_seconds", "peak_memory_mib"} <= set(last)
-    backends = [OnnxBackend(reproduced.root / "models/minigpt.onnx")]
-    backends.append(TorchBackend.load(reproduced.root / "models/minigpt.safetensors"))
-    assert all(backend.ngram_table for backend in backends)
-    assert last["parameters"] == backends[0].metadata["parameters"]
-    assert last["tokens"] == 30 * 4 * 32
-    assert last["flops"] > 6 * last["tokens"] * 0.8 * last["parameters"]
-    assert 0 < last["wall_seconds"] < 600
-    tokens = [
-        (metric.step, metric.value)
-        for metric in client.get_metric_history(run.info.run_id, "tokens")
-    ]
-    assert tokens == [(step, step * 4 * 32) for step in (5, 10, 15, 20, 25, 30)]  # one value a step
-    assert {"git_commit", "git_dirty", "model_sha256", "cpu", "threads", "torch", "python"} <= set(
-        run.data.tags
-    )
-    assert run.info.run_name == "defaults"
-    assert "| perplexity | " in run.data.tags["mlflow.note.content"]
-    (dataset,) = run.inputs.dataset_inputs
+    assert tracked_run.info.experiment_id == experiment.experiment_id
+
+
+def test_one_run_holds_the_metrics_of_all_stages(tracked_run):
+    training = {"train/loss", "val/loss", "val/bits_per_char", "tokens_per_second"}
+    training |= {"learning_rate", "gradient_norm"}
+    reading = {"evaluation/loss", "evaluation/baseline_loss/bigram", "export/max_logit_difference"}
+    assert training | reading <= tracked_run.data.metrics.keys()
+    assert tracked_run.info.status == "FINISHED"
+
+
+def test_a_curve_has_one_value_for_each_logged_step(reproduced, tracked_run):
+    steps = [5, 10, 15, 20, 25, 30]
+    assert [step for step, _ in history(reproduced, tracked_run, "train/loss")] == steps
+    tokens = history(reproduced, tracked_run, "tokens")
+    assert tokens == [(step, step * 4 * 32) for step in steps]
+
+
+def test_a_run_has_the_costs_of_training(reproduced, tracked_run):
+    metrics = tracked_run.data.metrics
+    metadata = OnnxBackend(reproduced.root / "models/minigpt.onnx").metadata
+    assert metrics["parameters"] == metadata["parameters"]
+    assert metrics["tokens"] == 30 * 4 * 32
+    assert metrics["flops"] > 6 * metrics["tokens"] * 0.8 * metrics["parameters"]
+    assert 0 < metrics["wall_seconds"] < 600
+    assert {"cpu_seconds", "peak_memory_mib"} <= metrics.keys()
+
+
+def test_tags_name_the_origin_of_a_run(tracked_run):
+    origin = {"git_commit", "git_dirty", "model_sha256", "cpu", "threads", "torch", "python"}
+    assert origin <= tracked_run.data.tags.keys()
+    assert tracked_run.info.run_name == "defaults"
+    (dataset,) = tracked_run.inputs.dataset_inputs
     assert dataset.dataset.name == "tales.txt"
+
+
+def test_params_are_those_that_determine_the_model(tracked_run):
+    params, tags = tracked_run.data.params, tracked_run.data.tags
+    assert params["train.learning_rate"] == "0.003"
+    assert not [name for name in params if name.startswith(("evaluate.", "export."))]
+    assert tags["evaluate.temperature"] == "0.8"
+
+
+def test_a_run_has_reports_as_artifacts(reproduced, tracked_run):
+    client, _ = store(reproduced)
     files = {
         file.path
         for folder in ("", "reports", "figures")
-        for file in client.list_artifacts(run.info.run_id, folder)
+        for file in client.list_artifacts(tracked_run.info.run_id, folder)
     }
     assert {"samples.json", "model_card.md", "reports/training.csv", "reports/samples.md"} <= files
     drawn = {"loss", "learning_rate", "attention", "positional_encoding", "mistakes"}
     assert {f"figures/{name}.png" for name in drawn} <= files
+
+
+def test_the_model_card_describes_the_run(reproduced, tracked_run):
     card = (reproduced.root / "reports/model_card.md").read_text()
-    assert card == run.data.tags["mlflow.note.content"]
-    for words in (
-        dataset.dataset.digest,
-        "CC0",
-        "of the best bigram model",
-        "# Samples",
-        run.data.tags["git_commit"],
-    ):
+    assert card == tracked_run.data.tags["mlflow.note.content"]
+    digest = tracked_run.inputs.dataset_inputs[0].dataset.digest
+    for words in (digest, "CC0", "of the best bigram model", tracked_run.data.tags["git_commit"]):
         assert words in card
+    assert "| perplexity | " in card
+    assert "| export.tolerance | 0.0001 |" in card
     model = (reproduced.root / "models/minigpt.safetensors").read_bytes()
     assert f"The model file has the SHA-256 `{hashlib.sha256(model).hexdigest()}`" in card
     assert card.endswith((reproduced.root / "reports/samples.md").read_text())
-    assert not [name for name in run.data.params if name.startswith(("evaluate.", "export."))]
-    assert run.data.tags["evaluate.temperature"] == "0.8"
-    assert "| export.tolerance | 0.0001 |" in card
+    assert "$" not in card.partition("# Samples")[0]
 
 
-def test_the_tracked_model_is_the_exported_file(reproduced, monkeypatch):
+def test_both_model_files_have_a_draft_table(reproduced):
+    assert OnnxBackend(reproduced.root / "models/minigpt.onnx").ngram_table
+    assert TorchBackend.load(reproduced.root / "models/minigpt.safetensors").ngram_table
 
+
+def test_the_tracked_model_is_the_exported_file(reproduced, tracked_run):
     client, _ = store(reproduced)
-    (run,) = runs(reproduced)
-    (model,) = client.search_logged_models([run.info.experiment_id])
-    assert model.source_run_id == run.info.run_id
+    (model,) = client.search_logged_models([tracked_run.info.experiment_id])
+    assert model.source_run_id == tracked_run.info.run_id
     folder = Path(model.artifact_location.removeprefix("file://"))
     (logged,) = folder.rglob("*.onnx")
     assert logged.read_bytes() == (reproduced.root / "models/minigpt.onnx").read_bytes()
@@ -449,7 +469,7 @@ def test_a_crashed_training_has_status_failed(project):
     assert "RuntimeError: a bug" in out
     (run,) = runs(project)
     assert run.info.status == "FAILED"
-    assert "train/loss" in run.data.metrics  # what came before is told
+    assert "train/loss" in run.data.metrics  # logged before the error
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

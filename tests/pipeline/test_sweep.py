@@ -15,7 +15,7 @@ from minigpt.common.errors import UserError
 from pipeline.tools.sweep import parse_space
 
 
-def test_a_space_has_ranges_and_lists():
+def test_a_space_is_parsed_into_distributions():
     space = parse_space(
         ["train.learning_rate=3e-4..1e-2", "model.num_layers=2,4,6", "train.batch_size=2..16"]
     )

@@ -69,7 +69,7 @@ def test_a_second_upload_changes_nothing(client, record):
     assert steps(client, record) == [1, 2, 3]
 
 
-def test_a_record_without_its_uploads_file_logs_nothing_twice(client, record):
+def test_a_lost_uploads_file_logs_nothing_twice(client, record):
     upload(record)
     (record.folder / ".uploads.json").unlink()
     upload(record)
