@@ -317,22 +317,6 @@ def is_up(url: str) -> bool:
         return False
 
 
-def store(project: Project) -> tuple[Any, Any]:
-    """Return a client of the project's tracking store, and its experiment."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
-    experiment = client.get_experiment_by_name("minigpt")
-    assert experiment is not None
-    return client, experiment
-
-
-def runs(project: Project) -> list[Any]:
-    """Return the tracked runs, the oldest first."""
-    client, experiment = store(project)
-    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
-
-
 def checkpoints(project: Project) -> list[Path]:
     return list(project.root.glob(".minigpt/checkpoints/*/step-*.safetensors"))
 
