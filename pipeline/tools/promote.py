@@ -8,11 +8,10 @@ import argparse
 from typing import Any
 
 from minigpt.common.errors import UserError
-from minigpt.common.files import file_digest
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
 from pipeline.tracking import store
-from pipeline.tracking.history import snapshot_of
+from pipeline.tracking.history import Snapshot, snapshot_of
 from pipeline.tracking.store import client, mlflow
 
 NAME = "minigpt"
@@ -26,12 +25,8 @@ def main() -> None:
     )
     parser.add_argument("which", nargs="?", default="", help="a DVC experiment or a Git revision")
     which = parser.parse_args().which
-    try:
+    with store.user_errors():
         print(promote(which))
-    except UserError:
-        raise
-    except Exception as error:  # any failure of the store
-        raise UserError(f"cannot use the tracking store: {store.reason(error)}") from None
 
 
 def promote(which: str = "") -> str:
@@ -41,59 +36,49 @@ def promote(which: str = "") -> str:
         UserError: there is no such model, the model was not evaluated and exported, or the champion
             is as good.
     """
-    run = _find(which)
-    _check_complete(run, which)
-    champion = _champion()
-    loss = run.data.metrics[LOSS]
-    before = ""
-    if champion is not None:
-        best = client().get_run(champion.run_id)
-        if run.data.tags["model_md5"] == best.data.tags["model_md5"]:
+    snapshot = snapshot_of(which) if which else Snapshot()
+    run = _find(snapshot, which or paths.MODEL.as_posix())
+    _check_complete(run, snapshot)
+    tags, loss, before = run.data.tags, run.data.metrics[LOSS], ""
+    if champion := _champion():
+        best = client().get_run(champion.run_id).data
+        if tags["model_md5"] == best.tags["model_md5"]:
             return f"{NAME} version {champion.version} is the {ALIAS} already"
-        if run.data.tags["validation_tokens"] != best.data.tags["validation_tokens"]:
+        if tags["validation_tokens"] != best.tags["validation_tokens"]:
             raise UserError(
                 f"not promoted: the {ALIAS} was measured on another validation split, so the "
                 f"losses do not compare; to start over, delete its alias {ALIAS} in `make ui`"
             )
-        if loss >= best.data.metrics[LOSS]:
+        before = f"{best.metrics[LOSS]:.4f}"
+        if loss >= best.metrics[LOSS]:
             raise UserError(
-                f"not promoted: the validation loss is {loss:.4f}, that of the {ALIAS} is "
-                f"{best.data.metrics[LOSS]:.4f}"
+                f"not promoted: the validation loss is {loss:.4f}, that of the {ALIAS} is {before}"
             )
-        before = f", before {best.data.metrics[LOSS]:.4f}"
-    version = mlflow().register_model(
-        run.data.tags["onnx_model"], NAME, tags={"model_md5": run.data.tags["model_md5"]}
-    )
-    client().set_registered_model_alias(NAME, ALIAS, version.version)
-    client().update_model_version(
-        NAME, version.version, run.data.tags[store.DESCRIPTION][:5000]
-    )  # the limit of the registry
-    return f"{NAME} version {version.version} is the {ALIAS}: validation loss {loss:.4f}{before}"
+    model = {"model_md5": tags["model_md5"]}
+    version = mlflow().register_model(tags["onnx_model"], NAME, tags=model).version
+    client().set_registered_model_alias(NAME, ALIAS, version)
+    card = tags[store.DESCRIPTION][:5000]  # the limit of the registry
+    client().update_model_version(NAME, version, card)
+    change = f", before {before}" if before else ""
+    return f"{NAME} version {version} is the {ALIAS}: validation loss {loss:.4f}{change}"
 
 
-def _find(which: str) -> Any:
-    """Return the run of the current model, or of the model of an experiment or a commit."""
-    if which:
-        md5 = snapshot_of(which).model_md5
-        if not md5:
-            raise UserError(f"{which}: its dvc.lock has no trained model")
-    elif paths.MODEL.exists():
-        md5 = file_digest(paths.MODEL, "md5")
-    else:
-        raise UserError(f"{paths.MODEL}: not found; run `dvc repro`")
-    run = store.find_model(md5)
+def _find(snapshot: Snapshot, name: str) -> Any:
+    """Return the run of the model of `snapshot`, which messages call `name`."""
+    if not snapshot.model_md5:
+        raise UserError(f"{name}: no trained model here; run `dvc repro`")
+    run = store.find_model(snapshot.model_md5)
     if run is None:
-        raise UserError(
-            f"{which or paths.MODEL}: the tracking store has no run of this model; run `make sync`"
-        )
+        raise UserError(f"{name}: the tracking store has no run of this model; run `make sync`")
     return run
 
 
-def _check_complete(run: Any, which: str) -> None:
+def _check_complete(run: Any, snapshot: Snapshot) -> None:
     missing = {"model_md5", "validation_tokens", "onnx_model"} - run.data.tags.keys()
     difference = run.data.metrics.get("export/max_logit_difference")
     if missing or difference is None or LOSS not in run.data.metrics:
-        back = f"`git restore --source={snapshot_of(which).revision[:9]} .`, " if which else ""
+        revision = snapshot.revision[:9]
+        back = f"`git restore --source={revision} .`, " if revision else ""
         raise UserError(
             f"not promoted: run {run.info.run_name!r} lacks its evaluation or its exported model; "
             f"to restore them, run {back}`dvc repro` and `make sync`"
@@ -107,15 +92,10 @@ def _check_complete(run: Any, which: str) -> None:
 
 def _champion() -> Any:
     """Return the model version that has the alias, or None."""
-    try:
-        return client().get_model_version_by_alias(NAME, ALIAS)
-    except mlflow().exceptions.MlflowException as error:
-        if error.error_code in (
-            "RESOURCE_DOES_NOT_EXIST",
-            "INVALID_PARAMETER_VALUE",
-        ):  # no model, or no alias
-            return None
-        raise
+    for model in client().search_registered_models(f"name = '{NAME}'"):
+        if ALIAS in model.aliases:
+            return client().get_model_version(NAME, model.aliases[ALIAS])
+    return None
 
 
 if __name__ == "__main__":

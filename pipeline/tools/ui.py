@@ -35,16 +35,12 @@ CHARTS = {
 
 
 def main() -> None:
-    try:
-        mlflow = store.mlflow()  # creates the store if there is none
-        experiment = store.experiment_id()
+    with store.user_errors():
+        experiment = store.experiment_id()  # creates the store if there is none
         # MLflow stores the view of a page in such a tag, and opens the view by its key
-        mlflow.MlflowClient().set_experiment_tag(
-            experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_view())
-        )
-    except Exception as error:  # any failure of the store
-        raise UserError(f"cannot open the tracking store: {store.reason(error)}") from None
-    uri = mlflow.get_tracking_uri()
+        tag = f"mlflow.sharedViewState.{VIEW}"
+        store.client().set_experiment_tag(experiment, tag, json.dumps(_view()))
+    uri = store.uri()
     remote = uri.startswith("http")  # a server that is already running
     server = uri if remote else f"http://127.0.0.1:{PORT}"
     page = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"

@@ -98,14 +98,12 @@ class Record:
         """Return the metrics behind a byte offset, and the offset of their end."""
         with (self.folder / "metrics.jsonl").open("rb") as file:
             file.seek(offset)
-            lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # half written
-            lines.pop()
+            lines, line_break, _ = file.read().rpartition(b"\n")  # the last may be half written
         rows = []
-        for line in lines:
+        for line in lines.splitlines():
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
-        return rows, offset + sum(map(len, lines))
+        return rows, offset + len(lines + line_break)
 
     def latest_metrics(self) -> Metrics:
         """Return the last value of each metric."""

@@ -8,10 +8,12 @@ import functools
 import gc
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from filelock import FileLock
 
+from minigpt.common.errors import UserError
 from pipeline.common import paths
 
 EXPERIMENT = "minigpt"
@@ -85,6 +87,18 @@ def system_monitor() -> Any:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     return SystemMetricsMonitor(run_id=None)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn any failure of the store, the network or the database into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = f"cannot use the tracking store ({reason(error)}); fix it and try again"
+        raise UserError(message) from None
 
 
 def reason(error: Exception) -> str:
