@@ -42,7 +42,7 @@ def _is_complete(md5: str) -> bool:
 
 def _sync_record(record: Record, snapshots: dict[str, Snapshot]) -> Iterator[str]:
     record.close_if_abandoned()
-    md5 = record.tags.get("model_md5", "")
+    md5 = record.tags.get("model_md5")
     if md5 in snapshots and not _is_complete(md5):
         restore_evaluation(record, snapshots[md5])
     if upload(record):
