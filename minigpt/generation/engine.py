@@ -45,7 +45,7 @@ class Engine:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a sequence is active or waiting."""
+        """True while a sequence is active or waiting."""
         return bool(self._rows or self._waiting)
 
     def add(self, sequence: Sequence) -> None:
@@ -80,7 +80,7 @@ class Engine:
         cached_lengths = np.zeros(self.batch_size, dtype=np.int64)
         for row in self._rows:
             new_ids, cached_length = row.new_ids()
-            # a new sequence or a window that has moved: several tokens, in a pass of their own
+            # a new sequence or a moved window has several new tokens, which take a separate pass
             while len(new_ids) > 1 and row.sequence.finish_reason is None:
                 new_text += row.advance()
                 new_ids, cached_length = row.new_ids()

@@ -67,7 +67,7 @@ class OnnxBackend:
             raise UserError(
                 f"{path}: an ONNX file, but not one that this version of MiniGPT exported"
             ) from None
-        # a pass over so many tokens takes little longer than over one; 8-bit products prefer fewer
+        # a pass over this many tokens takes little longer than over one; fewer with 8-bit weights
         self.draft_length = 2 if "quantization" in self.metadata else 5
         # a batch shares the reading of the weights; small weights stay in the CPU's caches anyway
         self.max_batch_size = 6 if small else 16

@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"train.device: {name} is not available here; use auto or cpu")
     if name == "cpu" or available.type == "cpu":
         return torch.device("cpu")
-    # each process on this machine gets an accelerator of its own
+    # each process on this machine uses a different accelerator
     device = torch.device(available.type, int(os.environ.get("LOCAL_RANK", 0)))
     count = torch.accelerator.device_count()
     if device.index >= count:

@@ -56,7 +56,7 @@ def unpack_state(
 
 
 class ResumeStore:
-    """The newest two checkpoints of one training, in a folder of their own."""
+    """Folder with the newest two checkpoints of one training."""
 
     def __init__(self, folder: Path, config: RuntimeConfig):
         self.folder, self.config = folder, config

@@ -1,7 +1,7 @@
 """The training loop: batches in, a trained model out.
 
-The loop knows no tracker. Metrics go to the `report` callback; checkpoints, from which an
-interrupted training resumes, go to a `ResumeStore`.
+The loop does not depend on a tracking library. It passes metrics to the `report` callback, and
+checkpoints, from which an interrupted training resumes, to a `ResumeStore`.
 """
 
 import itertools
@@ -159,7 +159,7 @@ class Trainer:
         gradient_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.max_grad_norm
         )
-        # 4. Stop before an update that would destroy the weights. A uniform guess costs log V.
+        # 4. Stop before an update that would destroy the weights. Uniform predictions give log V.
         highest_loss = 3 * math.log(self.model.head.out_features)
         if not (torch.isfinite(gradient_norm) & (loss < highest_loss)):
             raise self._diverged(
