@@ -7,9 +7,12 @@ from minigpt.common.errors import UserError
 PARAMS = (ROOT / "params.yaml").read_text()
 
 
-def test_the_project_s_own_parameters_are_valid():
+def test_default_params_are_valid():
+    assert load_params(ROOT / "params.yaml").train.learning_rate == 3e-3
+
+
+def test_params_are_immutable():
     params = load_params(ROOT / "params.yaml")
-    assert params.train.learning_rate == 3e-3
     with pytest.raises(ValueError, match="frozen"):
         params.train.seed = 1
 
@@ -110,7 +113,7 @@ def test_the_project_s_own_parameters_are_valid():
         ("d_model: 128", "d_model: 128\n  d_model: 64", "not valid YAML: .*duplicate key"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_key(tmp_path, old, new, message):
+def test_params_error_is_one_line_that_names_the_key(tmp_path, old, new, message):
     path = tmp_path / "params.yaml"
     assert old in PARAMS
     path.write_text(PARAMS.replace(old, new, 1))
@@ -121,13 +124,13 @@ def test_a_mistake_is_one_line_that_names_the_key(tmp_path, old, new, message):
 
 
 @pytest.mark.parametrize("content", ["", "- a\n", "text", "data: 1"])
-def test_a_file_without_sections_is_refused(tmp_path, content):
+def test_file_without_sections_is_rejected(tmp_path, content):
     path = tmp_path / "params.yaml"
     path.write_text(content)
     with pytest.raises(UserError, match=r"params\.yaml: "):
         load_params(path)
 
 
-def test_a_missing_file_says_where_to_run(tmp_path):
+def test_missing_params_file_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"params\.yaml: not found"):
         load_params(tmp_path / "params.yaml")

@@ -38,18 +38,21 @@ def test_sentences_give_the_golden_vocabulary(sentences):
     assert "Python is a great programming language." in sentences
 
 
-def test_sentences_hold_nothing_out():
+def test_sentences_have_no_validation_split():
     assert set(splits(ROOT / "data/raw/sentences.txt")) == {"train"}
 
 
-def test_tales_are_long_and_varied():
+def test_tales_have_the_expected_length():
     assert TALES.stat().st_size >= 200_000
+    assert all(100 <= len(tale.split()) <= 250 for tale in documents(TALES))
+
+
+def test_tales_have_a_varied_vocabulary():
     tales = documents(TALES)
     places = defaultdict(set)  # eight consecutive words → tales that contain them
     words = set()
     for number, tale in enumerate(tales):
         found = re.findall(r"[a-z'-]+", tale.lower())
-        assert 100 <= len(tale.split()) <= 250
         words.update(found)
         for start in range(len(found) - 7):
             places[tuple(found[start : start + 8])].add(number)
@@ -61,7 +64,7 @@ MESSY = b"\xef\xbb\xbfone\r\ntwo\r\n\r\n \nthree\rfour\n\n\n"
 
 
 @pytest.mark.parametrize(
-    ("how", "expected"),
+    ("unit", "expected"),
     [
         ("line", ["one", "two", "three", "four"]),
         ("blank_line", ["one\ntwo", "three\nfour"]),
@@ -69,13 +72,13 @@ MESSY = b"\xef\xbb\xbfone\r\ntwo\r\n\r\n \nthree\rfour\n\n\n"
         ("file", ["one\ntwo\n\n \nthree\nfour"]),
     ],
 )
-def test_documents_of_a_text_file(tmp_path, how, expected):
+def test_text_file_is_split_into_documents(tmp_path, unit, expected):
     file = tmp_path / "a.txt"
     file.write_bytes(MESSY)
-    assert documents(file, documents=how) == expected
+    assert documents(file, documents=unit) == expected
 
 
-def test_documents_between_separators(tmp_path):
+def test_separator_splits_documents(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one<|endoftext|>two\nlines<|endoftext|><|endoftext|>\n\nthree\n")
     assert documents(file, documents="separator") == ["one", "two\nlines", "three"]
@@ -84,7 +87,7 @@ def test_documents_between_separators(tmp_path):
 
 
 @given(st.text("ab\n", min_size=1).filter(str.strip), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
-def test_stream_is_cut_once_at_its_position(tmp_path_factory, text, fraction):
+def test_stream_is_split_once_by_position(tmp_path_factory, text, fraction):
     file = tmp_path_factory.mktemp("stream") / "a.txt"
     file.write_text(text)
     found = list(Corpus(data_config(file, documents="none", val_fraction=fraction)))
@@ -113,7 +116,7 @@ def tables(folder) -> dict:
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-def test_tables_in_every_format(tmp_path, ending, compression):
+def test_tables_are_read_in_every_format(tmp_path, ending, compression):
     file = tables(tmp_path)[ending]
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
     packed = tmp_path / "sub" / (file.name + compression)
@@ -127,18 +130,23 @@ def test_tables_in_every_format(tmp_path, ending, compression):
         documents(packed, text_column="body")
 
 
-def test_format_can_be_set(tmp_path):
+def test_data_format_overrides_the_extension(tmp_path):
     file = tmp_path / "table.dat"
     file.write_text("text\nhello\n")
     assert documents(file, format="csv") == ["hello"]
     assert documents(file, format="text") == ["text\nhello"]
+
+
+def test_unknown_extension_is_reported(tmp_path):
+    file = tmp_path / "table.dat"
+    file.write_text("text\nhello\n")
     with pytest.raises(
         UserError, match=r"table\.dat: cannot infer the format from the extension; set data\.format"
     ):
         documents(file)
 
 
-def test_folder_is_read_in_order_of_names(tmp_path):
+def test_folder_is_read_in_name_order(tmp_path):
     files = {"b.txt": "2", "a.md": "1", "sub/c.txt": "3", "d.png": "no", ".hidden.txt": "no"}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -181,7 +189,7 @@ def test_validation_split_grows_with_the_fraction(digest, fraction):
     assert split_of(digest, 0.0) == "train"
 
 
-def test_added_text_moves_no_document_across_splits(tmp_path):
+def test_added_text_keeps_documents_in_their_split(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("\n".join(f"document {number % 1000}" for number in range(1500)))
     before = splits(file, documents="line", deduplicate=False)
@@ -217,14 +225,14 @@ def test_added_text_moves_no_document_across_splits(tmp_path):
         ("wrong.csv", b"text,b\n1,2\n1,2,3,4\n", r"wrong\.csv: not a table: .*line 3"),
     ],
 )
-def test_bad_input_gives_one_line_that_names_the_file(tmp_path, name, content, message):
+def test_input_error_is_one_line_that_names_the_file(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         documents(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
-def test_missing_text_is_named(tmp_path):
+def test_missing_path_is_reported(tmp_path):
     with pytest.raises(
         UserError, match=r"names\.txt: no such file or folder.*minigpt-cli fetch names$"
     ):
@@ -243,5 +251,8 @@ def test_unusual_text_is_kept(tmp_path):
     )
     assert documents(file) == [*odd, "half \ufffd pair", "7"]
     assert documents(file, invalid_utf8="replace")[:4] == odd
+
+
+def test_invalid_utf8_can_be_replaced(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"a\xffb")
     assert documents(tmp_path / "bad.txt", invalid_utf8="replace") == ["a\ufffdb"]

@@ -1,4 +1,4 @@
-"""Pinned downloads from a loopback server that fails in the ways that servers fail."""
+"""Pinned downloads from a local server that simulates failures."""
 
 import hashlib
 import os
@@ -18,16 +18,16 @@ from minigpt.common.errors import UserError
 from minigpt.corpus import fetch as module
 from minigpt.corpus.fetch import CORPORA, NamedCorpus, fetch
 
-# pooch leaves it to the garbage collector to close the connection of a failed download
+# pooch leaves the connection of a failed download open until garbage collection
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 BODY = random.Random(0).randbytes(100_000)
 
 
 class Server(ThreadingHTTPServer):
-    """Responds with `respond(request)` and counts the requests."""
+    """HTTP server that responds with `respond(request)` and counts the requests."""
 
-    daemon_threads = False  # closing the server waits for its threads, so that no socket stays open
+    daemon_threads = False  # server_close() joins the threads, so no socket stays open
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Request)
@@ -53,7 +53,7 @@ class Request(BaseHTTPRequestHandler):
     def send(self, body: bytes = BODY, status: int = 200, **headers: object) -> None:
         """Send a response; without Content_Length (None) the body ends with the connection."""
         self.send_response(status)
-        # announced, or a client would send its next request into a connection that closes
+        # without `Connection: close`, a client would reuse a connection that is closing
         for name, value in {"Content_Length": len(body), "Connection": "close", **headers}.items():
             if value is not None:
                 self.send_header(name.replace("_", "-"), str(value))
@@ -117,7 +117,7 @@ def test_second_fetch_makes_no_request(tiny, server, tmp_path):
     assert server.requests == 1
 
 
-def test_wrong_file_stays_until_the_right_one_is_complete(tiny, server, tmp_path):
+def test_wrong_file_stays_until_its_replacement_is_complete(tiny, server, tmp_path):
     target = tmp_path / "tiny.txt"
     target.write_bytes(b"\0" * len(BODY))
     server.respond = lambda request: request.send(b"gone", 500)
@@ -211,7 +211,7 @@ def test_file_in_place_of_the_folder_is_reported(tiny, tmp_path):
     assert failure(tmp_path / "file").startswith(f"{tmp_path / 'file'}: File exists; ")
 
 
-def test_two_downloads_at_once_both_succeed(tiny, server, tmp_path):
+def test_concurrent_downloads_succeed(tiny, server, tmp_path):
     both = threading.Barrier(2)
 
     def respond(request):
@@ -236,7 +236,7 @@ def run(monkeypatch, *args: str) -> int | str | None:
     return end.value.code
 
 
-def test_command_prints_path_and_next_step(tiny, server, tmp_path, monkeypatch, capsys):
+def test_command_prints_how_to_continue(tiny, server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "fetch", "tiny") == 0
     out, err = capsys.readouterr()
@@ -244,7 +244,7 @@ def test_command_prints_path_and_next_step(tiny, server, tmp_path, monkeypatch, 
     assert err == ""
 
 
-def test_unknown_name_lists_the_known_ones(tiny, monkeypatch):
+def test_unknown_name_error_lists_the_known_names(tiny, monkeypatch):
     expected = "minigpt-cli: nothing: no such corpus; choose from tiny"
     assert run(monkeypatch, "fetch", "nothing") == expected
 
@@ -279,7 +279,7 @@ def test_every_download_is_pinned():
 
 
 def test_python_docs_need_no_network(tmp_path):
-    for _ in range(2):  # a second time replaces the first
+    for _ in range(2):  # the second fetch replaces the first
         assert fetch("python-docs", tmp_path / "raw") == tmp_path / "raw/python-docs"
         files = list((tmp_path / "raw/python-docs").iterdir())
         assert len(files) > 50

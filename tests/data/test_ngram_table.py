@@ -17,7 +17,7 @@ def stored(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data)).decode()
 
 
-def test_a_table_survives_its_stored_form():
+def test_table_is_unchanged_by_a_text_round_trip():
     found = NgramTable.from_text(TEXT, V)
     assert found.contexts == TABLE.contexts
     np.testing.assert_array_equal(found.steps, TABLE.steps)
@@ -31,7 +31,7 @@ def test_lookup_finds_the_longest_context(ids, row):
 
 
 @given(st.integers(0, len(TEXT) - 1), st.characters(codec="ascii"))
-def test_a_changed_character_is_an_error(position, character):
+def test_changed_character_is_rejected(position, character):
     changed = TEXT[:position] + character + TEXT[position + 1 :]
     if changed != TEXT:
         with pytest.raises(ValueError, match=r"."):
@@ -39,7 +39,7 @@ def test_a_changed_character_is_an_error(position, character):
 
 
 @given(st.integers(0, len(TEXT) - 1))
-def test_a_truncated_table_is_an_error(length):
+def test_truncated_table_is_rejected(length):
     with pytest.raises(ValueError, match=r"."):
         NgramTable.from_text(TEXT[:length], V)
 
@@ -54,10 +54,10 @@ def test_a_truncated_table_is_an_error(length):
         (stored(np.array([1, 0, 0, 0, 0, 0], "<u4").tobytes() + bytes(V + 1)), "does not fit"),
     ],
 )
-def test_a_malformed_table_is_an_error(text, message):
+def test_malformed_table_is_rejected(text, message):
     with pytest.raises(ValueError, match=message):
         NgramTable.from_text(text, V)
 
 
-def test_a_model_file_may_lack_a_table():
+def test_missing_table_is_read_as_none():
     assert read_ngram_table({}, V) is None

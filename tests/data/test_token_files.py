@@ -41,11 +41,11 @@ def test_token_files_describe_their_contents(tokens):
         "sha256": "",
     }
     assert tokens.info["val"].documents == 0
-    assert tokens.val_split == "train"  # nothing was held out
+    assert tokens.val_split == "train"  # fallback: the validation split is empty
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(256, "u1"), (257, "<u2"), (2**20, "<u4")])
-def test_ids_take_the_smallest_type(size, dtype):
+def test_ids_use_the_smallest_sufficient_type(size, dtype):
     assert token_dtype(size) == np.dtype(dtype)
 
 
@@ -59,7 +59,7 @@ def test_documents_keep_their_order(tmp_path_factory, documents):
         assert tokens.info[split].documents == len(texts)
 
 
-def test_stream_is_one_document(tmp_path):
+def test_chunks_of_a_stream_form_one_document(tmp_path):
     tokenizer = CharTokenizer("abc")
     chunks = (("ab", True, False), ("c", False, False), ("a", False, True))
     documents = [Document(text, "train", begins, ends) for text, begins, ends in chunks]

@@ -33,7 +33,7 @@ def test_every_target_is_predicted_once(sentences, tokenizer, layout):
     assert set(pairs) <= set(zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True))
 
 
-def test_summary_of_known_losses():
+def test_summary_matches_hand_computed_values():
     predictions = pd.DataFrame(
         {"target": [4, 5, 6, 3], "predicted": [4, 5, 5, 5], "loss": [math.log(2)] * 4}
     )
@@ -51,8 +51,8 @@ def test_summary_of_known_losses():
     )
 
 
-def test_baselines_of_a_known_text():
-    # "abababab": one bit per token by counts alone, none given the previous token
+def test_baselines_match_hand_computed_losses():
+    # "abababab": one bit per token for the unigram model, zero for the bigram model
     predictions = pd.DataFrame({"previous": [4, 5] * 4, "target": [5, 4] * 4})
     assert baselines(predictions, 8) == pytest.approx(
         {"uniform": math.log(8), "unigram": math.log(2), "bigram": 0}
@@ -65,7 +65,7 @@ def test_more_context_never_raises_the_loss(pairs):
     assert found["uniform"] + 1e-9 >= found["unigram"] >= found["bigram"] - 1e-9 >= -2e-9
 
 
-def test_accuracy_by_class_of_character():
+def test_accuracy_is_grouped_by_character_class():
     tokenizer = CharTokenizer("aB7 .\n")
     targets = tokenizer.encode("aaB7 .\n")[1:]
     predicted = tokenizer.encode("aBB7  \n")[1:]
@@ -82,6 +82,9 @@ def test_accuracy_by_class_of_character():
         "punctuation": 0,
         "special token": 1,
     }
+
+
+def test_unicode_characters_have_the_expected_class():
     assert [token_class(character) for character in "éÉ中\u0bbe\u200b…€\t"] == [
         *[
             "lowercase",
@@ -96,7 +99,7 @@ def test_accuracy_by_class_of_character():
     ]
 
 
-def test_class_of_a_subword_ignores_leading_spaces():
+def test_subword_class_ignores_leading_spaces():
     found = {
         " the": "lowercase",
         "The": "uppercase",
@@ -111,6 +114,9 @@ def test_class_of_a_subword_ignores_leading_spaces():
         "1st": "digit",
     }
     assert {string: token_class(string) for string in found} == found
+
+
+def test_accuracy_is_grouped_by_subword_class():
     tokenizer = BPETokenizer()
     targets = tokenizer.encode("né")[1:]
     table = accuracy_by_class(
@@ -123,7 +129,7 @@ def test_class_of_a_subword_ignores_leading_spaces():
     }
 
 
-def test_mistakes_are_shares_of_their_target(tokenizer):
+def test_mistake_share_is_relative_to_its_target(tokenizer):
     e, t, space = (tokenizer.encode(text, add_special_tokens=False)[0] for text in "et ")
     predictions = pd.DataFrame({"target": [e, e, e, t, 3], "predicted": [space, space, e, e, t]})
     table = mistakes(predictions, tokenizer, limit=2)

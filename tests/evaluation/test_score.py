@@ -35,7 +35,7 @@ BACKENDS = [
 
 
 @given(st.text("abé \n🦊", max_size=60), st.sampled_from(BACKENDS))
-def test_scores_of_lines_add_up(text, backend):
+def test_line_scores_sum_to_the_total(text, backend):
     whole, lines = score(backend, text)
     assert len(lines) == text.count("\n") + 1
     assert [line.characters for line in lines] == [
@@ -49,7 +49,7 @@ def test_scores_of_lines_add_up(text, backend):
     assert sum(line.nats for line in lines) == pytest.approx(whole.nats)
 
 
-def test_tokens_are_predicted_from_generation_windows():
+def test_scoring_uses_the_context_window_of_generation():
     backend = BACKENDS[0]
     ids = backend.tokenizer.encode_array("ab ba\n" * 9)
     expected = []
@@ -59,11 +59,11 @@ def test_tokens_are_predicted_from_generation_windows():
     np.testing.assert_allclose(token_losses(backend, ids), expected, atol=1e-5)
 
 
-def test_figures_of_a_score():
+def test_score_figures_follow_their_definitions():
     whole, (line,) = score(BACKENDS[0], "abba")
     figures = whole.figures()
     assert whole == line
-    assert (figures["tokens"], figures["characters"]) == (5, 4)  # <eos> counts
+    assert (figures["tokens"], figures["characters"]) == (5, 4)  # tokens include <eos>
     assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
     assert figures["bits_per_char"] == pytest.approx(figures["loss"] * 5 / 4 / math.log(2))
     assert score(BACKENDS[0], "")[0].figures()["bits_per_char"] is None

@@ -1,4 +1,4 @@
-"""The exported file against PyTorch: the same logits and the same text."""
+"""Compare exported models with PyTorch: logits, losses and generated text."""
 
 import random
 from functools import partial
@@ -50,7 +50,7 @@ def exported(onnx_file) -> OnnxBackend:
     return OnnxBackend(onnx_file)
 
 
-def test_logits_agree_at_every_length(trained, exported):
+def test_logits_match_at_every_length(trained, exported):
     assert max_logit_difference(trained, exported) < 1e-4
 
 
@@ -64,7 +64,7 @@ def test_every_architecture_generates_the_same_text(tokenizer, tmp_path, switche
     path.write_bytes(to_onnx(model, model_metadata(model, tokenizer)))
     onnx_backend = OnnxBackend(path)
     assert max_logit_difference(torch_backend, onnx_backend) < 1e-4
-    for seed in range(5):  # beyond the context, where the window slides
+    for seed in range(5):  # longer than the context, so the window slides
         theirs, ours = (
             engine_ids(backend, "the", 60, Sampling(seed=seed))
             for backend in (torch_backend, onnx_backend)
@@ -86,13 +86,15 @@ def test_wrong_logits_fail_the_parity_check(trained, exported, monkeypatch):
     ):
         check_parity(difference, 1e-4)
 
+
+def test_nan_logits_have_an_infinite_difference(trained, exported, monkeypatch):
     monkeypatch.setattr(
         OnnxKVCache, "decode", lambda cache, ids, cached_lengths: np.full((len(ids), 40), np.nan)
     )
     assert max_logit_difference(trained, exported) == float("inf")
 
 
-def test_loss_of_the_backend_equals_that_of_training(trained, exported, sentences):
+def test_onnx_loss_matches_pytorch(trained, exported, sentences):
     ids = np.concatenate([trained.tokenizer.encode_array(text) for text in sentences])
     for layout in ("packed", "padded"):
         batches = Batches(ids, layout, 4, 64)
@@ -114,7 +116,7 @@ def test_nan_logits_fail_the_quality_check(exported, sentences):
         check_quality(figures["bits_per_char"], 2.0, 0.01)
 
 
-def test_quality_loss_is_rejected():
+def test_excessive_quality_loss_is_rejected():
     check_quality(1.005, 1.0, 0.01)
     expected = (
         r"export\.max_quality_loss: .* 1\.0200 bits per character instead of 1\.0000, 2\.00% more"
@@ -126,7 +128,7 @@ def test_quality_loss_is_rejected():
 
 
 def test_both_backends_generate_the_same_text(trained, exported, sentences, full):
-    """Allow a difference where two candidates are closer than the difference of the logits."""
+    """Accept different tokens only if their scores are closer than the logit error allows."""
     rng = random.Random(0)
     error = max_logit_difference(trained, exported)
     text = " ".join(sentences)
@@ -156,7 +158,7 @@ def _gap_at_first_difference(backend, prompt, ours, theirs, sampling) -> float:
     return abs(float(logits[ours[at]] - logits[theirs[at]]))
 
 
-def test_file_is_self_contained(onnx_file, tmp_path, tokenizer):
+def test_onnx_file_is_self_contained(onnx_file, tmp_path, tokenizer):
     moved = tmp_path / "elsewhere.onnx"
     moved.write_bytes(onnx_file.read_bytes())
     backend = OnnxBackend(moved)
@@ -185,7 +187,7 @@ def test_external_weights_are_rejected(onnx_file, tmp_path):
         OnnxBackend(path)
 
 
-def test_other_files_are_rejected(tmp_path, onnx_file):
+def test_invalid_onnx_files_are_rejected(tmp_path, onnx_file):
     with pytest.raises(UserError, match=r"none\.onnx: cannot be read: No such file"):
         OnnxBackend(tmp_path / "none.onnx")
     (tmp_path / "junk.onnx").write_bytes(b"junk")
@@ -209,7 +211,7 @@ def test_other_files_are_rejected(tmp_path, onnx_file):
             OnnxBackend(tmp_path / "foreign.onnx")
 
 
-def test_bpe_model_from_text_to_both_backends(tmp_path):
+def test_bpe_model_generates_the_same_text_in_both_backends(tmp_path):
     documents = [
         "naïve café 🦊, said the 🦊.",
         "The naïve 🦊 went to the café.",
@@ -240,7 +242,7 @@ def test_bpe_model_from_text_to_both_backends(tmp_path):
     greedy = Sampling(temperature=0)
     for backend in (ours, theirs):
         assert "".join(generate(backend, "nai\u0308ve café", 60, greedy)) == " 🦊, said the 🦊."
-    for seed in range(5):  # hot enough for invalid UTF-8
+    for seed in range(5):  # a high temperature yields invalid UTF-8
         sampling = Sampling(temperature=3.0, top_k=1000, seed=seed)
         ids = engine_ids(theirs, "", 40, sampling)
         assert "".join(generate(ours, "", 40, sampling)) == tokenizer.decode(ids)

@@ -1,4 +1,4 @@
-"""Parts of the ONNX graph against PyTorch; test_checks.py compares whole models."""
+"""Compare parts of the ONNX graph with PyTorch; test_checks.py compares whole models."""
 
 import itertools
 from functools import partial
@@ -42,7 +42,7 @@ def model(**switches) -> MiniGPT:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_layer(bias):
+def test_linear_layer_matches_pytorch(bias):
     graph, linear, x = Graph(), nn.Linear(24, 40, bias=bias), tensor(2, 3, 24)
     parts.add_linear(graph, "y", linear.weight, "x", linear.bias)
     (y,) = run(graph, {"x": x.numpy()}, "y")
@@ -50,8 +50,8 @@ def test_linear_layer(bias):
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (128, 7), (300, 64)])
-def test_int8_linear_layer_is_close(inputs, outputs):
-    """Weights and inputs are rounded to 1/127 of the largest of their block."""
+def test_int8_linear_layer_approximates_pytorch(inputs, outputs):
+    """Allow for rounding to 1/127 of the largest value in each block."""
     graph, linear, x = Graph(int8=True), nn.Linear(inputs, outputs), tensor(2, 3, inputs)
     parts.add_linear(graph, "y", linear.weight, "x", linear.bias)
     (y,) = run(graph, {"x": x.numpy()}, "y")
@@ -62,7 +62,7 @@ def test_int8_linear_layer_is_close(inputs, outputs):
 @pytest.mark.parametrize(
     "switches", [{}, {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97}], ids=str
 )
-def test_folded_layer_norms_give_the_same_logits(switches):
+def test_folded_layer_norms_keep_the_logits(switches):
     original = model(**switches)
     changed = parts.fold_layer_norms(original)
     ids = torch.randint(30, (2, 16))
@@ -77,7 +77,7 @@ def test_folded_layer_norms_give_the_same_logits(switches):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_add_norm(bias):
+def test_residual_layer_norm_matches_pytorch(bias):
     graph, norm = Graph(), nn.LayerNorm(24)
     nn.init.normal_(norm.weight)
     x, y, added = (
@@ -91,7 +91,7 @@ def test_add_norm(bias):
     np.testing.assert_allclose(normed, norm(expected).detach(), atol=1e-5)
 
 
-def test_feed_forward_network():
+def test_feed_forward_network_matches_pytorch():
     graph, block, x = Graph(), model().blocks[0], tensor(2, 3, 24)
     (y,) = run(
         graph, {"x": x.numpy()}, parts.add_feed_forward(graph, "ff", block.feed_forward, "x")
@@ -105,7 +105,7 @@ def test_feed_forward_network():
     list(itertools.product(["sinusoidal", "rotary"], [0, 97])),
     ids=str,
 )
-def test_sum_of_embeddings(positional, bigram_buckets):
+def test_embeddings_match_pytorch(positional, bigram_buckets):
     graph, gpt = Graph(), model(positional=positional, bigram_buckets=bigram_buckets)
     ids, positions = np.array([[5, 6, 29], [7, 5, 5]]), np.array([[0, 1, 2]] * 2)
     previous = np.array([[0, 5, 6], [0, 7, 5]])
@@ -128,8 +128,8 @@ def test_sum_of_embeddings(positional, bigram_buckets):
         (24, "sinusoidal", True),
     ],
 )
-def test_attention_extends_the_cache(heads, positional, qk_norm):
-    """Heads of 12, 4 and 1 channels, all of which are padded for the kernel."""
+def test_cached_attention_matches_pytorch(heads, positional, qk_norm):
+    """Cover heads of 12, 4 and 1 channels, all padded for the kernel."""
     graph, gpt = Graph(), model(num_heads=heads, positional=positional, qk_norm=qk_norm)
     attention = gpt.blocks[0].attention
     parts.add_lengths(graph)
@@ -146,16 +146,28 @@ def test_attention_extends_the_cache(heads, positional, qk_norm):
         caches = dict(zip(caches, present, strict=True))
 
 
-def test_int8_model_is_small(trained, tokenizer, sentences, tmp_path):
+@pytest.fixture(scope="module")
+def int8_comparison(trained, tokenizer, sentences, tmp_path_factory):
+    """Return the losses and the file sizes of the float32 and the int8 model."""
+    folder = tmp_path_factory.mktemp("int8")
     metadata = {"config": {"max_seq_len": 64}, "tokenizer": tokenizer.to_dict()}
     texts = [tokenizer.encode_array(text)[None, :65] for text in sentences[:10]]
     losses, sizes = [], []
     for quantize in (None, "int8"):
-        path = tmp_path / f"{quantize}.onnx"
+        path = folder / f"{quantize}.onnx"
         path.write_bytes(to_onnx(trained.model, metadata, quantize=quantize))
         pairs = [(ids[:, :-1], ids[:, 1:]) for ids in texts]
         losses.append(predict(partial(logits_of, OnnxBackend(path)), pairs)["loss"].mean())
         sizes.append(path.stat().st_size)
+    return losses, sizes
+
+
+def test_int8_model_has_nearly_the_same_loss(int8_comparison):
+    losses, _ = int8_comparison
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
+
+
+def test_int8_model_is_less_than_half_the_size(int8_comparison):
+    _, sizes = int8_comparison
     assert sizes[1] < 0.5 * sizes[0]

@@ -17,17 +17,21 @@ TENSORS = {
 }
 
 
-def test_save_and_load(tmp_path):
+def test_loaded_content_equals_saved_content(tmp_path):
     path = tmp_path / "new" / "x.safetensors"
     save(path, TENSORS, {"step": 3, "text": "é"})
     tensors, metadata = load(path)
     assert metadata == {"step": 3, "text": "é"}
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
-    assert os.listdir(path.parent) == ["x.safetensors"]  # no temporary file stays
 
 
-def test_equal_content_is_equal_bytes(tmp_path):
+def test_save_leaves_no_temporary_file(tmp_path):
+    save(tmp_path / "new" / "x.safetensors", TENSORS, {})
+    assert os.listdir(tmp_path / "new") == ["x.safetensors"]
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
     for name in ("one", "two"):
         save(
             tmp_path / name,
@@ -39,7 +43,7 @@ def test_equal_content_is_equal_bytes(tmp_path):
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_damage_is_noticed(tmp_path_factory, data):
+def test_damaged_file_is_detected(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damage") / "x.safetensors"
     save(path, TENSORS, {"step": 3})
     content = bytearray(path.read_bytes())
@@ -53,11 +57,11 @@ def test_damage_is_noticed(tmp_path_factory, data):
         tensors, metadata = load(path)
     except DamagedFileError:
         return
-    assert metadata == {"step": 3}  # the flip was in the file's padding
+    assert metadata == {"step": 3}  # the flipped bit was in the padding
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     save(path, TENSORS, {"step": 1})
     before = path.read_bytes()
@@ -72,7 +76,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
-def test_what_is_no_model_is_refused_by_name(tmp_path):
+def test_error_names_the_invalid_model_file(tmp_path):
     with pytest.raises(UserError, match=r"none\.safetensors: not found; run `dvc repro`"):
         load_model(tmp_path / "none.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
@@ -83,17 +87,35 @@ def test_what_is_no_model_is_refused_by_name(tmp_path):
         load_model(tmp_path / "other.safetensors")
 
 
-def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
+@pytest.fixture
+def store(tmp_path) -> ResumeStore:
+    """Return a store after checkpoints at steps 5, 10 and 15."""
     store = ResumeStore(tmp_path / "states", runtime_config())
     assert store.load() is None
     for step in (5, 10, 15):
         store.save(step, TENSORS, {"step": step})
-    newest, before = sorted((tmp_path / "states").iterdir(), reverse=True)
+    return store
+
+
+def test_resume_store_keeps_two_checkpoints(store, tmp_path):
+    assert len(list((tmp_path / "states").iterdir())) == 2
     assert store.load()[1] == {"step": 15}
+
+
+def test_damaged_checkpoint_is_skipped(store, tmp_path, caplog):
+    newest, before = sorted((tmp_path / "states").iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1])
     assert store.load()[1] == {"step": 10}
     assert "trying the checkpoint before it" in caplog.text
     before.write_bytes(b"")
     assert store.load() is None
-    store.save(2, TENSORS, {"step": 2})  # the damaged ones, though of later steps, make room
+
+
+def test_new_checkpoint_replaces_damaged_later_ones(store, tmp_path):
+    newest, before = sorted((tmp_path / "states").iterdir(), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert store.load()[1] == {"step": 10}
+    before.write_bytes(b"")
+    assert store.load() is None
+    store.save(2, TENSORS, {"step": 2})
     assert store.load()[1] == {"step": 2}

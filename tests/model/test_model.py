@@ -30,7 +30,7 @@ def ids() -> torch.Tensor:
     return torch.randint(V, (3, L), generator=torch.Generator().manual_seed(1))
 
 
-def test_default_sizes():
+def test_default_config_sets_the_layer_sizes():
     model = build_model(40)
     assert (len(model.blocks), model.blocks[0].attention.num_heads, model.max_seq_len) == (
         4,
@@ -43,7 +43,7 @@ def test_default_sizes():
 
 
 @pytest.mark.parametrize("d_model", [1, 6, 7])
-def test_positional_encoding_is_the_formula(d_model):
+def test_positional_encoding_follows_the_formula(d_model):
     encoding = PositionalEncoding(d_model, max_seq_len=50)(torch.zeros(1, 50, d_model))[0]
     for t in (0, 1, 49):
         for c in range(d_model):
@@ -54,34 +54,31 @@ def test_positional_encoding_is_the_formula(d_model):
 
 
 @given(st.integers(1, 3), st.integers(1, 18), st.integers(0, 2**32 - 1))
-def test_the_attention_formula_equals_pytorch_s(heads, length, seed):
+def test_attention_formula_matches_pytorch(heads, length, seed):
     q, k, v = torch.randn(3, 2, heads, length, 8, generator=torch.Generator().manual_seed(seed))
     weights = attention_weights(q, k)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, length))
     torch.testing.assert_close(weights @ v, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
-def test_the_fast_path_computes_the_same(model, ids):
-    def both() -> list[torch.Tensor]:
-        return [model(ids)]
-
-    fast = both()
+def test_fast_attention_matches_the_explicit_formula(model, ids):
+    fast = model(ids)
     for block in model.blocks:
         block.attention.fast = False
-    slow = both()
+    slow = model(ids)
     for block in model.blocks:
         block.attention.fast = True
     torch.testing.assert_close(slow, fast, rtol=1e-4, atol=1e-5)
 
 
-def test_a_block_normalises_first_and_adds(ids):
+def test_transformer_block_is_pre_norm(ids):
     block = TransformerBlock(model_config(**SIZES))
     x = torch.randn(2, 5, 24)
     y = x + block.attention(block.norm1(x))
     torch.testing.assert_close(block(x), y + block.feed_forward(block.norm2(y)))
 
 
-def test_no_logit_depends_on_a_later_token(model, ids):
+def test_model_is_causal(model, ids):
     logits = model(ids)
     for t in range(1, L):
         changed = ids.clone()
@@ -91,10 +88,10 @@ def test_no_logit_depends_on_a_later_token(model, ids):
         assert (after[:, t] - logits[:, t]).abs().max() > 1e-3
 
 
-def test_rotary_scores_depend_on_the_distance_alone():
+def test_rotary_scores_depend_only_on_distance():
     rotary = RotaryEncoding(head_dim=8, max_seq_len=L)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
-    at = torch.arange(L)[:, None, None]  # (L, 1, 1): each position alone
+    at = torch.arange(L)[:, None, None]  # (L, 1, 1): one position per row
     scores = {
         (i, j): (rotary(q, at[i]) * rotary(k, at[j])).sum().item()
         for i in range(L)
@@ -106,7 +103,7 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert scores[0, 0] != pytest.approx(scores[3, 0], abs=1e-3)
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_is_active_only_in_training():
     torch.manual_seed(0)
     model = build_model(V, **SIZES, dropout=0.5)
     ids = torch.zeros(1, L, dtype=torch.int64)

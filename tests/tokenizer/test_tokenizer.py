@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -25,7 +26,7 @@ from minigpt.tokenizer import (
 )
 from minigpt.tokenizer.normalization import normalize
 
-any_text = st.text(st.characters(codec=None))  # lone surrogates too
+any_text = st.text(st.characters(codec=None))  # includes lone surrogates
 TEXTS = [
     "naïve café 🦊, naïve café 🦊!",
     "<eos> <eos> <eos> the <pad> the <bos>",
@@ -40,7 +41,7 @@ def bpe() -> BPETokenizer:
     return tokenizer
 
 
-def test_golden_ids(tokenizer):
+def test_encoding_matches_the_golden_ids(tokenizer):
     assert tokenizer.vocab_size == 40
     assert tokenizer.encode("hello") == [2, 21, 18, 25, 25, 28, 3]
     assert tokenizer.encode("The quick brown", add_special_tokens=False) == [
@@ -51,7 +52,7 @@ def test_golden_ids(tokenizer):
 
 
 @given(any_text)
-def test_char_round_trip_of_any_text(text):
+def test_char_tokenizer_round_trips_any_text(text):
     tokenizer = CharTokenizer()
     tokenizer.build_vocab([text])
     ids = tokenizer.encode(text)
@@ -61,7 +62,7 @@ def test_char_round_trip_of_any_text(text):
 
 
 @given(st.lists(any_text), any_text)
-def test_char_table_equals_the_plain_encoder(texts, characters):
+def test_char_batch_encoding_matches_single_encoding(texts, characters):
     tokenizer = CharTokenizer(characters)
     expected = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
@@ -83,7 +84,7 @@ def test_min_freq_drops_rare_characters():
     assert tokenizer.encode("abc") == [BOS, 4, 5, UNK, EOS]
 
 
-def test_char_text_that_spells_a_special_token_is_plain():
+def test_char_tokenizer_encodes_special_token_names_as_text():
     tokenizer = CharTokenizer("<eos>")
     assert tokenizer.encode("<eos>", add_special_tokens=False) == [4, 6, 7, 8, 5]
     assert tokenizer.decode(tokenizer.encode("<eos>")) == "<eos>"
@@ -98,7 +99,7 @@ def test_ids_outside_the_vocabulary_are_rejected(tokenizer):
 
 
 @given(any_text, st.sampled_from(NORMALIZATION_FORMS), st.booleans())
-def test_save_and_load(tmp_path_factory, characters, form, lowercase):
+def test_loaded_char_vocabulary_equals_the_saved_one(tmp_path_factory, characters, form, lowercase):
     path = tmp_path_factory.mktemp("vocab") / "vocab.json"
     tokenizer = CharTokenizer(characters, form, lowercase)
     tokenizer.save(path)
@@ -163,13 +164,12 @@ def test_prompts_are_normalized_like_training_text(make, form):
         assert again.unknown(composed.upper().replace("FI", "\ufb01")) == []
 
 
-def test_normalization_forms():
+def test_normalize_applies_the_selected_form():
     assert normalize("e\u0301\r\n", "NFC") == "\u00e9\r\n"
     assert normalize("\ufb01", "NFKC") == "fi"
     assert normalize("A\u030a\r", "none") == "A\u030a\r"
-    assert (
-        normalize("H\u0331", "NFC", lowercase=True) == "\u1e96"
-    )  # one code point in lower case, two in upper case
+    # one code point in lower case, two in upper case
+    assert normalize("H\u0331", "NFC", lowercase=True) == "\u1e96"
 
 
 @given(any_text, st.sampled_from(NORMALIZATION_FORMS))
@@ -180,7 +180,7 @@ def test_normalization_is_idempotent(text, form):
 
 
 @given(st.text())
-def test_bpe_round_trip_of_any_text(bpe, text):
+def test_bpe_tokenizer_round_trips_any_text(bpe, text):
     ids = bpe.encode(text)
     assert (ids[0], ids[-1]) == (BOS, EOS)
     assert min(ids[1:-1], default=4) >= 4
@@ -197,7 +197,7 @@ def test_bpe_merges_frequent_pairs(bpe):
     assert bpe.token_strings[:4] == [""] * 4
 
 
-def test_bpe_min_freq_keeps_rare_pairs_apart():
+def test_bpe_min_freq_excludes_rare_pairs():
     tokenizer = BPETokenizer(300)
     counts = tokenizer.build_vocab(["ab ab ab", "cd"], min_freq=2)
     assert counts == {"a": 3, "b": 3, " ": 2, "c": 1, "d": 1}
@@ -217,8 +217,8 @@ def test_bpe_encodes_a_lone_surrogate_as_unk(bpe):
     assert BPETokenizer(270).build_vocab(["a\ud800b"]) == {"a": 1, "\ud800": 1, "b": 1}
 
 
-def test_bpe_text_that_spells_a_special_token_is_plain(bpe):
-    """The spelling occurs in the training text, and the library has the names in its vocabulary."""
+def test_bpe_tokenizer_encodes_special_token_names_as_text(bpe):
+    """Cover names that occur in the training text and in the library's vocabulary."""
     text = "<eos><pad> <unk> <bos>"
     library = tokenizers.Tokenizer.from_str(json.dumps(bpe.to_dict()))
     for tokenizer in (bpe, tokenizer_from_dict(bpe.to_dict())):
@@ -228,15 +228,26 @@ def test_bpe_text_that_spells_a_special_token_is_plain(bpe):
         assert library.encode(text, add_special_tokens=False).ids == ids
 
 
-def test_bpe_file_works_in_the_library(tmp_path):
+@pytest.fixture
+def saved_bpe(tmp_path) -> tuple[BPETokenizer, Path]:
+    """Return a normalizing BPE tokenizer and the path of its vocabulary file."""
     tokenizer = BPETokenizer(300, "NFC", lowercase=True)
     tokenizer.build_vocab(TEXTS)
     path = tmp_path / "vocab.json"
     tokenizer.save(path)
+    return tokenizer, path
+
+
+def test_bpe_file_loads_in_hugging_face_tokenizers(saved_bpe):
+    tokenizer, path = saved_bpe
     library = tokenizers.Tokenizer.from_file(str(path))
     assert library.get_vocab_size() == tokenizer.vocab_size
     for text in (*TEXTS, "NAI\u0308VE Cafe\u0301 <eos>"):
         assert library.encode(text).ids == tokenizer.encode(text)
+
+
+def test_loaded_bpe_vocabulary_equals_the_saved_one(saved_bpe, tmp_path):
+    tokenizer, path = saved_bpe
     loaded = load_tokenizer(path)
     assert isinstance(loaded, BPETokenizer)
     assert loaded.token_strings == tokenizer.token_strings
@@ -246,7 +257,7 @@ def test_bpe_file_works_in_the_library(tmp_path):
 
 
 @given(st.lists(st.integers(0, 289)))
-def test_bpe_decodes_like_the_library(bpe, ids):
+def test_bpe_decoding_matches_hugging_face_tokenizers(bpe, ids):
     library = tokenizers.Tokenizer.from_str(json.dumps(bpe.to_dict()))
     assert bpe.decode(ids) == library.decode([token for token in ids if token > EOS])
 
@@ -262,7 +273,7 @@ def test_streamed_text_equals_decoded_text(bpe, ids):
 
 @given(st.text())
 def test_streamed_text_has_no_partial_characters(text):
-    tokenizer = BPETokenizer()  # every byte a token
+    tokenizer = BPETokenizer()  # one token per byte
     assert list(tokenizer.stream(tokenizer.encode(text))) == list(text)
     data = tokenizer.encode("🦊")[1:-2]
     assert list(tokenizer.stream(data)) == ["\ufffd"]
@@ -291,7 +302,7 @@ def test_bpe_training_is_deterministic():
 
 
 def test_changed_bpe_vocabulary_is_rejected(bpe):
-    """Settings that change how the library splits, samples or matches special tokens."""
+    """Reject settings that change how the library splits, samples or matches special tokens."""
 
     def swap(values):
         values["model"]["vocab"] |= {"<eos>": 2, "<bos>": 3}
@@ -325,7 +336,7 @@ def added_eos_token() -> list[dict]:
     return [{"id": 3, "content": "<eos>", "special": True, **flags}]
 
 
-def test_library_is_loaded_only_for_bpe(bpe, tmp_path):
+def test_only_bpe_imports_the_tokenizers_library(bpe, tmp_path):
     CharTokenizer("ab").save(tmp_path / "char.json")
     bpe.save(tmp_path / "bpe.json")
     code = "import sys; from pathlib import Path; from minigpt.tokenizer import load_tokenizer;"

@@ -1,4 +1,4 @@
-"""One training in two processes on this machine, over gloo."""
+"""Training in two processes on one machine, over gloo."""
 
 import sys
 
@@ -25,19 +25,17 @@ def curves(project: Project) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(two):
-    two.edit(
-        "params.yaml", "layout: packed", "layout: padded"
-    )  # whose rows count differently many targets
+def test_two_processes_have_the_loss_curves_of_one(two):
+    # padded rows differ in their number of targets
+    two.edit("params.yaml", "layout: packed", "layout: padded")
     two.edit("params.yaml", "accumulation_steps: 1", "accumulation_steps: 2")
     two.run("dvc", "repro", "train")
     shared = curves(two)
     two.edit("params.yaml", "processes: 2", "processes: 1")
     two.run("dvc", "repro", "train")
     pd.testing.assert_frame_equal(shared, curves(two), rtol=1e-3)
-    assert [run.info.status for run in runs(two)] == [
-        "FINISHED"
-    ] * 2  # one a training, by the first process
+    # one run per training, logged by rank 0
+    assert [run.info.status for run in runs(two)] == ["FINISHED"] * 2
 
 
 def workers(pid: int) -> list[psutil.Process]:
@@ -49,7 +47,7 @@ def workers(pid: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_them_all_and_the_rerun_goes_on(two):
+def test_distributed_training_resumes_after_a_kill(two):
     two.edit("params.yaml", "max_steps: 30", "max_steps: 200")
     two.run(*TRAIN)
     expected = (two.root / "models/minigpt.safetensors").read_bytes()

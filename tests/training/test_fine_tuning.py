@@ -12,7 +12,7 @@ from minigpt.training.fine_tuning import adapt_vocabulary
 
 
 @pytest.mark.parametrize("bigram_buckets", [0, 400])
-def test_on_a_smaller_vocabulary_the_model_says_the_same(bigram_buckets):
+def test_vocabulary_adaptation_keeps_the_logits(bigram_buckets):
     old, new = CharTokenizer("abcdefghij"), CharTokenizer("hface")
     torch.manual_seed(0)
     sizes = {
@@ -34,14 +34,14 @@ def test_on_a_smaller_vocabulary_the_model_says_the_same(bigram_buckets):
     )
 
 
-def test_characters_that_the_model_lacks_are_listed():
+def test_characters_missing_from_the_model_are_listed():
     with pytest.raises(
         UserError, match=r"vocabulary lacks these characters of the text: '\\n', 'x'; remove them"
     ):
         adapt_vocabulary({}, CharTokenizer("abc"), CharTokenizer("abx\n"))
 
 
-def test_subwords_must_be_the_same():
+def test_different_subword_vocabulary_is_rejected():
     one, other = BPETokenizer(262), BPETokenizer(261)
     for tokenizer in (one, other):
         tokenizer.build_vocab(["aaaa bbbb aaaa bbbb"])
@@ -52,19 +52,23 @@ def test_subwords_must_be_the_same():
 
 
 @pytest.mark.slow
-def test_a_pipeline_that_starts_from_a_model(project):
+def test_pipeline_fine_tunes_a_pretrained_model(project):
     shutil.copy(
         project.root / "models/minigpt.safetensors", project.root / "pretrained/tales.safetensors"
     )
-    hardly = ["train.learning_rate=1e-6", "train.min_learning_rate=1e-6", "train.max_steps=5"]
+    small_updates = [
+        "train.learning_rate=1e-6",
+        "train.min_learning_rate=1e-6",
+        "train.max_steps=5",
+    ]
     changes = [
         "data.path=data/raw/sentences.txt",
         "train.init_from=pretrained/tales.safetensors",
-        *hardly,
+        *small_updates,
     ]
     project.run("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
     summary = json.loads((project.root / "reports/training.json").read_text())
-    assert summary["val/loss"] < 3.5  # at random it would be at least ln 40 = 3.69
+    assert summary["val/loss"] < 3.5  # an untrained model has at least ln 40 = 3.69
     assert "Stage 'train' didn't change" in project.run("dvc", "repro")
 
     with (project.root / "data/raw/sentences.txt").open("a") as file:

@@ -1,4 +1,4 @@
-"""Golden losses: a change of the model, the optimizer or the batches shows within seconds."""
+"""Golden losses: detect numeric changes of model, optimizer and batches within seconds."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The n-gram table against counts in plain Python."""
+"""Compare the n-gram table with counts in plain Python."""
 
 from collections import Counter, defaultdict
 
@@ -23,7 +23,7 @@ def count_followers(ids: list[int]) -> dict[tuple, Counter]:
 
 
 def probabilities(context: tuple, followers: dict[tuple, Counter]) -> np.ndarray:
-    """Interpolate with the shorter contexts (Witten & Bell), down to counts of one more each."""
+    """Interpolate with shorter contexts (Witten-Bell), ending with add-one smoothing."""
     counts = np.array([followers[context][token] for token in range(V)], dtype=float)
     if not context:
         return (counts + 1) / (counts.sum() + V)
@@ -36,7 +36,7 @@ def probabilities(context: tuple, followers: dict[tuple, Counter]) -> np.ndarray
     st.lists(st.integers(0, V - 1), min_size=1, max_size=60),
     st.lists(st.integers(0, V - 1), max_size=30),
 )
-def test_log_probs_are_those_of_an_ngram_model(ids, text):
+def test_log_probs_match_a_reference_ngram_model(ids, text):
     table = build_ngram_table(np.array(ids), V)
     followers = count_followers(ids)
     for end in range(len(text) + 1):
@@ -46,7 +46,7 @@ def test_log_probs_are_those_of_an_ngram_model(ids, text):
         np.testing.assert_allclose(table.lookup(text[:end]), expected, atol=0.51 * STEP)
 
 
-def test_the_most_frequent_contexts_are_kept():
+def test_most_frequent_contexts_are_kept():
     rng = np.random.default_rng(0)
     ids = rng.choice(V, 5000, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.03, 0.02])
     table = build_ngram_table(ids, V, max_bytes=100 * V)
@@ -57,7 +57,7 @@ def test_the_most_frequent_contexts_are_kept():
 
 
 @pytest.mark.parametrize("vocab_size", [70_000, 1 << 20])
-def test_a_large_vocabulary_keeps_the_empty_context(vocab_size):
+def test_large_vocabulary_keeps_the_empty_context(vocab_size):
     table = build_ngram_table(np.array([4, 69_999] * 9), vocab_size)
     assert table.contexts[0] == ()
     assert table.lookup([69_999]).shape == (vocab_size,)

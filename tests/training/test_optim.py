@@ -11,7 +11,7 @@ def model() -> MiniGPT:
     return build_model(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, bigram_buckets=9)
 
 
-def test_weight_decay_is_on_matrices_only(model):
+def test_weight_decay_applies_only_to_matrices(model):
     (adamw,) = build_optimizers(model, train_config())
     decayed, spared = adamw.param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -27,22 +27,23 @@ def test_every_parameter_is_updated_by_one_optimizer(model, optimizer):
     assert all(group["lr"] == 3e-3 for each in optimizers for group in each.param_groups)
 
 
-def test_muon_has_the_matrices_of_the_blocks_and_makes_their_updates_orthogonal(model):
+def test_muon_updates_the_matrices_of_the_blocks(model):
+    _, muon = build_optimizers(model, train_config(optimizer="muon"))
+    matrices = [
+        p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2
+    ]
+    assert {id(p) for p in muon.param_groups[0]["params"]} == set(map(id, matrices))
+
+
+def test_muon_updates_are_nearly_orthogonal(model):
     _, muon = build_optimizers(model, train_config(optimizer="muon", weight_decay=0.0))
-    matrices = {
-        name: p
-        for name, p in model.named_parameters()
-        if name.startswith("blocks.") and p.ndim == 2
-    }
-    assert {id(p) for p in muon.param_groups[0]["params"]} == set(map(id, matrices.values()))
-    weight = matrices["blocks.0.feed_forward.linear1.weight"]  # (32, 16)
+    weight = model.blocks[0].feed_forward.linear1.weight  # (32, 16)
     before = weight.detach().clone()
     weight.grad = torch.randn_like(weight)
     muon.step()
-    strengths = torch.linalg.svdvals(weight.detach() - before)
-    assert (
-        strengths.max() < 2 * strengths.min()
-    )  # those of the gradient itself differ by a factor of five
+    singular_values = torch.linalg.svdvals(weight.detach() - before)
+    # the singular values of the gradient itself differ by a factor of five
+    assert singular_values.max() < 2 * singular_values.min()
 
 
 STEPS = 100
@@ -69,7 +70,7 @@ def rates(**changes) -> list[float]:
         ("wsd", 1.0, 0.775, 0.1),
     ],
 )
-def test_schedules(schedule, middle, late, end):
+def test_schedule_has_the_expected_rates(schedule, middle, late, end):
     values = rates(schedule=schedule)
     assert values[0] == 0.1
     assert values[9] == values[10] == max(values) == 1.0
@@ -79,7 +80,7 @@ def test_schedules(schedule, middle, late, end):
     assert values[10:] == sorted(values[10:], reverse=True)
 
 
-def test_wsd_stays_until_its_decay_begins():
+def test_wsd_is_constant_until_decay_begins():
     values = rates(schedule="wsd")
     assert values[9:81] == [1.0] * 72
     assert values[90] == pytest.approx(0.55)

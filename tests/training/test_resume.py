@@ -1,4 +1,4 @@
-"""A real training process, killed at random moments: what it ends in is the same to the byte."""
+"""Kill and resume a real training process; its outputs must stay byte-identical."""
 
 import random
 import re
@@ -22,7 +22,7 @@ def steps_saved(project: Project) -> int:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_in_the_same_bytes(project, full):
+def test_repeated_kills_do_not_change_the_outputs(project, full):
     kills = 50 if full else 5
     project.edit("params.yaml", "max_steps: 30", f"max_steps: {200 * kills}")
     project.edit("params.yaml", "eval_interval: 15", "eval_interval: 100")
@@ -38,20 +38,20 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(project, full):
     moments = random.Random(0)
     for _ in range(kills):
         process, before = project.start(*TRAIN), steps_saved(project)
-        if moments.random() < 0.5:  # before it trains, or in its first steps
+        if moments.random() < 0.5:  # before training or during the first steps
             time.sleep(moments.uniform(0, 3))
         else:
             wait_for(lambda before=before: steps_saved(project) > before)
             time.sleep(moments.uniform(0, 0.4))
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+        assert process.returncode == -signal.SIGKILL, "the process ended before the kill"
         assert not (project.root / MODEL).exists()
     project.run(*TRAIN)
     assert [report.read_bytes() for report in reports] == expected
 
 
-def test_a_file_in_the_place_of_the_states_is_named(project):
+def test_file_in_place_of_the_checkpoint_folder_is_reported(project):
     shutil.rmtree(project.root / ".minigpt", ignore_errors=True)
     (project.root / ".minigpt").write_text("")
     out = project.run(*TRAIN, code=1)
@@ -61,9 +61,7 @@ def test_a_file_in_the_place_of_the_states_is_named(project):
 
 
 @pytest.mark.slow
-def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_training_starts_afresh(
-    project,
-):
+def test_training_resumes_from_the_last_undamaged_checkpoint(project):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
     project.run(*TRAIN)
     expected = (project.root / MODEL).read_bytes()
@@ -77,7 +75,7 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_and_another_traini
     newest.write_bytes(data)
 
     project.edit("params.yaml", "weight_decay: 0.1", "weight_decay: 0.2")
-    with FileLock(newest.parent.with_suffix(".lock")):  # as a process has that trains it
+    with FileLock(newest.parent.with_suffix(".lock")):  # as if another process trained
         project.edit("params.yaml", "max_steps: 300", "max_steps: 30")
         assert "starting from step 0" not in project.run(*TRAIN)
         project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
@@ -107,4 +105,4 @@ def test_runtime_parameters_change_no_output(project):
         project.run(*TRAIN)
         assert [(project.root / name).read_bytes() for name in outputs] == expected
     changed = {"checkpoint_interval", "checkpoint_seconds"}
-    assert set(RuntimeConfig.model_fields) == changed  # a new key belongs into this test
+    assert set(RuntimeConfig.model_fields) == changed  # add new keys to this test

@@ -30,7 +30,7 @@ def trainer(ids, resume: ResumeStore | None = None, **changes) -> Trainer:
 
 
 def outcome(finished: Trainer) -> tuple[dict[str, bytes], Progress]:
-    """All that must not depend on interruptions, to the bit."""
+    """Return the results that an interruption must not change, bit for bit."""
     tensors = {
         name: tensor.numpy().tobytes() for name, tensor in finished.model.state_dict().items()
     }
@@ -52,7 +52,7 @@ def outcome(finished: Trainer) -> tuple[dict[str, bytes], Progress]:
     ],
     ids=str,
 )
-def test_interrupted_after_any_step_it_ends_in_the_same_bytes(ids, tmp_path, changes):
+def test_interruption_at_any_step_does_not_change_the_outcome(ids, tmp_path, changes):
     whole = trainer(ids, **changes)
     whole.run()
     for stop in range(1, whole.progress.step):
@@ -66,25 +66,34 @@ def test_interrupted_after_any_step_it_ends_in_the_same_bytes(ids, tmp_path, cha
         assert outcome(second) == outcome(whole)
 
 
-def test_equal_seeds_give_equal_bytes_and_different_ones_do_not(ids):
-    outcomes = []
-    for seed in (0, 0, 1):
-        run = trainer(ids, seed=seed)
-        run.run()
-        outcomes.append(outcome(run))
-    assert outcomes[0] == outcomes[1]
-    assert outcomes[0][0] != outcomes[2][0]
+def train_with_seed(ids, seed: int) -> tuple[dict[str, bytes], Progress]:
+    run = trainer(ids, seed=seed)
+    run.run()
+    return outcome(run)
 
 
-def test_it_learns_and_keeps_the_best_weights(ids):
+def test_equal_seeds_give_equal_outcomes(ids):
+    assert train_with_seed(ids, 0) == train_with_seed(ids, 0)
+
+
+def test_different_seeds_give_different_weights(ids):
+    assert train_with_seed(ids, 0)[0] != train_with_seed(ids, 1)[0]
+
+
+def test_metrics_are_reported_at_their_intervals(ids):
     run = trainer(ids, max_steps=60, learning_rate=1e-2)
-    before = mean_loss(run.model, run.val_batches)
     reported = []
     progress = run.run(report=reported.append)
     assert reported == progress.history
     assert [row["step"] for row in reported if "train/loss" in row] == list(range(3, 61, 3))
-    losses = {row["step"]: row["val/loss"] for row in reported if "val/loss" in row}
-    assert list(losses) == list(range(4, 61, 4))
+    assert [row["step"] for row in reported if "val/loss" in row] == list(range(4, 61, 4))
+
+
+def test_training_keeps_the_best_weights(ids):
+    run = trainer(ids, max_steps=60, learning_rate=1e-2)
+    before = mean_loss(run.model, run.val_batches)
+    progress = run.run()
+    losses = {row["step"]: row["val/loss"] for row in progress.history if "val/loss" in row}
     assert (
         progress.best_val_loss == min(losses.values()) == losses[progress.best_step] < before - 0.5
     )
@@ -92,7 +101,7 @@ def test_it_learns_and_keeps_the_best_weights(ids):
     assert not run.model.training
 
 
-def test_it_stops_early_when_nothing_is_gained(ids):
+def test_training_stops_early_without_improvement(ids):
     run = trainer(
         ids, max_steps=400, learning_rate=0.3, min_learning_rate=0.3, warmup_steps=0, patience=2
     )
@@ -100,7 +109,7 @@ def test_it_stops_early_when_nothing_is_gained(ids):
     assert progress.step == progress.best_step + 2 * run.config.eval_interval < 400
 
 
-def test_divergence_is_stopped_before_it_spoils_the_weights(ids):
+def test_divergence_leaves_the_weights_unchanged(ids):
     run = trainer(ids)
     with torch.no_grad():
         run.model.head.bias[5] = float("inf")
@@ -112,7 +121,7 @@ def test_divergence_is_stopped_before_it_spoils_the_weights(ids):
     assert torch.equal(run.model.head.weight, weights)
 
 
-def test_an_exploding_loss_is_stopped_too(ids):
+def test_exploding_loss_stops_training(ids):
     run = trainer(ids)
     with torch.no_grad():
         run.model.head.bias[5] = 100.0
@@ -121,16 +130,15 @@ def test_an_exploding_loss_is_stopped_too(ids):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_pieces_of_a_batch_add_up_to_it(ids, layout):
-    """Each target counts the same, though padded rows hold different numbers of targets."""
+def test_accumulation_steps_do_not_change_the_loss(ids, layout):
+    """Weight every target equally, although padded rows differ in their number of targets."""
     losses = []
     for accumulation_steps in (1, 2, 4):
         run = trainer(
             ids, layout=layout, accumulation_steps=accumulation_steps, precision="float32"
         )
-        run.model.apply(
-            lambda module: setattr(module, "p", 0.0)
-        )  # no dropout, which differs by piece
+        # disable dropout, whose masks differ between microbatches
+        run.model.apply(lambda module: setattr(module, "p", 0.0))
         for block in run.model.blocks:
             block.attention.dropout = 0.0
         losses.append([row["train/loss"] for row in run.run().history if "train/loss" in row])
@@ -138,40 +146,44 @@ def test_pieces_of_a_batch_add_up_to_it(ids, layout):
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of itself
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside PyTorch
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.full
-def test_compiled_steps_compute_the_same(ids):
+def test_compiled_training_has_the_same_losses(ids):
     losses = []
     for compiled in (False, True):
         run = trainer(
             ids, compile=compiled, precision="float32", max_steps=4, log_interval=1, warmup_steps=1
         )
-        for block in run.model.blocks:  # compiled code draws its dropout in another order
+        # disable dropout: compiled code draws its random numbers in another order
+        for block in run.model.blocks:
             block.dropout.p = block.attention.dropout = run.model.dropout.p = 0.0
         losses.append([row["train/loss"] for row in run.run().history if "train/loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_rows_that_cannot_be_shared_out_are_refused(ids):
+def test_indivisible_batch_size_is_rejected(ids):
     with pytest.raises(
         UserError, match=r"train\.batch_size: 4 is not divisible by 3 \(1 processes × accumulation_"
     ):
         trainer(ids, accumulation_steps=3)
 
 
-def test_epochs_are_passes_over_the_training_split(ids):
+def test_max_epochs_sets_the_number_of_steps(ids):
     run = trainer(ids, max_steps=None, max_epochs=2)
     progress = run.run()
     assert progress.step == math.ceil(2 * run.train_batches.num_rows / 4)
     assert trainer(ids, max_steps=3, max_epochs=2).total_steps == 3
+
+
+def test_warmup_longer_than_the_training_is_rejected(ids):
     with pytest.raises(
         UserError, match=r"train: warmup_steps \(2\) exceed the 1 steps of the training"
     ):
         trainer(ids, max_steps=None, max_epochs=0.1)
 
 
-def test_validation_on_a_part_is_of_its_first_batches(ids):
+def test_eval_batches_limits_validation_to_the_first_batches(ids):
     run = trainer(ids, eval_batches=2)
     progress = run.run()
     part = [batch for _, batch in zip(range(2), run.val_batches, strict=False)]
@@ -182,7 +194,7 @@ def test_validation_on_a_part_is_of_its_first_batches(ids):
     )
 
 
-def test_states_are_saved_by_the_clock_too(ids, tmp_path, monkeypatch):
+def test_checkpoints_are_saved_at_time_intervals(ids, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     config = runtime_config(checkpoint_interval=1000, checkpoint_seconds=25)
@@ -195,11 +207,11 @@ def test_states_are_saved_by_the_clock_too(ids, tmp_path, monkeypatch):
     assert saved == ["03", "06", "09"]
 
 
-def test_padding_costs_nothing():
+def test_padding_does_not_contribute_to_the_loss():
     logits = torch.randn(1, 4, 7)
     whole = cross_entropy(logits[:, :3], torch.tensor([[4, 5, 6]]))
     torch.testing.assert_close(cross_entropy(logits, torch.tensor([[4, 5, 6, 0]])), whole)
 
 
-def test_bits_per_character_count_every_prediction():
+def test_bits_per_character_counts_every_prediction():
     assert bits_per(10, math.log(2), 12) == pytest.approx(1.2)
