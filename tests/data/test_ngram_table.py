@@ -31,11 +31,14 @@ def test_lookup_finds_the_longest_context(ids, row):
 
 
 @given(st.integers(0, len(TEXT) - 1), st.characters(codec="ascii"))
-def test_changed_character_is_rejected(position, character):
+def test_a_changed_character_never_changes_the_table(position, character):
     changed = TEXT[:position] + character + TEXT[position + 1 :]
-    if changed != TEXT:
-        with pytest.raises(ValueError, match=r"."):
-            NgramTable.from_text(changed, V)
+    try:
+        found = NgramTable.from_text(changed, V)
+    except ValueError:
+        return  # detected; the last character of base64 has bits without meaning
+    assert found.contexts == TABLE.contexts
+    np.testing.assert_array_equal(found.steps, TABLE.steps)
 
 
 @given(st.integers(0, len(TEXT) - 1))
