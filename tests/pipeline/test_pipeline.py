@@ -423,6 +423,7 @@ def test_bad_parameters_are_one_line(project, old, new, message):
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_quantized_model_is_a_second_file(project):
     assert [file.name for file in (project.root / "models/int8").iterdir()] == ["none"]
     project.edit("params.yaml", "quantize: null", "quantize: int8")
@@ -526,6 +527,7 @@ def test_a_broken_store_costs_a_warning(project, reproduced):
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_locked_store_gets_the_run_later(project, reproduced):
     project.run(sys.executable, "-c", "from pipeline.tracking import store; store.mlflow()")
     with sqlite3.connect(project.root / "mlruns/mlflow.db", isolation_level=None) as connection:
@@ -551,6 +553,7 @@ def test_a_locked_store_gets_the_run_later(project, reproduced):
     assert run.data.params["data.path"] == "data/raw/tales.txt"
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_uploaded_later(project):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 6000")
     (project.root / "mlruns").write_text("where the folder should be")

@@ -93,6 +93,7 @@ def test_training_resumes_from_the_last_undamaged_checkpoint(project):
     assert (project.root / MODEL).read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_runtime_parameters_change_no_output(project):
     outputs = [MODEL, "reports/training.csv", "reports/validation.csv", "reports/training.json"]
     expected = [(project.root / name).read_bytes() for name in outputs]
