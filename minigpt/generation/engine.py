@@ -5,6 +5,7 @@ is alone is sped up by speculative decoding instead (Leviathan et al., arXiv:221
 forward pass verifies several draft tokens and accepts those that the model itself would choose.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, replace
@@ -14,13 +15,13 @@ import numpy as np
 from minigpt.generation.backend import Backend, KVCache
 from minigpt.generation.draft import draft_tokens
 from minigpt.generation.generate import window_start
-from minigpt.generation.sampling import Sampling, check_finite, gumbel_noise, penalize
+from minigpt.generation.sampling import Sampling, gumbel_noise, not_finite, penalize
 from minigpt.generation.sequence import Sequence
 from minigpt.tokenizer import EOS, PAD
 
 # Verifying a draft token costs a fifth of a forward pass: below this rate drafts do not pay.
 MIN_ACCEPTANCE_RATE = 0.2
-MIN_DRAFTED = 40  # draft tokens before the rate is judged
+MIN_DRAFTED = 40  # draft tokens that do not count against the rate
 NOISE_BLOCK = 64  # positions to draw noise for at once
 
 NewText = list[tuple[Sequence, str]]  # for each new token its sequence and the text it adds
@@ -60,18 +61,18 @@ class Engine:
             self._remove_finished()
 
     def step(self) -> NewText:
-        """Generate at least one token for each active sequence; return the new text.
+        """Generate at least one token for each active sequence; return the new text, if any.
 
         The text of a token is "" until a character, or the part before a stop string, is complete.
         """
         while self._waiting and len(self._rows) < self.batch_size:
             index = min(set(range(self.batch_size)) - {row.index for row in self._rows})
             self._rows.append(_Row(self.backend, self._cache, index, self._waiting.popleft()))
-        if len(self._rows) == 1:
-            new_text = self._rows[0].advance(self.backend.draft_length)
-        else:
-            new_text = self._decode_batch()
-        self._remove_finished()
+        if len(self._rows) != 1:
+            return self._decode_batch()
+        new_text = self._rows[0].advance(self.backend.draft_length)
+        if self._rows[0].sequence.finish_reason:
+            self._rows.clear()
         return new_text
 
     def _decode_batch(self) -> NewText:
@@ -96,8 +97,9 @@ class Engine:
             contexts = (row.sequence.ids for row in rows)
             tokens = next_tokens(chosen, noise, rows[0].sequence.sampling, contexts)
             for row, token, row_logits in zip(rows, tokens, chosen, strict=True):
-                row.sequence.forward_passes += 1
-                new_text.append(row.append(token, row_logits))
+                row.mark_cached()
+                new_text.append((row.sequence, row.sequence.append(token, row_logits)))
+        self._remove_finished()
         return new_text
 
     def _remove_finished(self) -> None:
@@ -123,10 +125,10 @@ class _Row:
             return ids[-1:], len(ids) - 1 - self._start
         return ids[self._start :], 0  # at the beginning and where the window moves
 
-    def append(self, token: int, logits: np.ndarray) -> tuple[Sequence, str]:
-        """Append the token after the new ones, which are now cached."""
+    def mark_cached(self) -> None:
+        """Note that a forward pass has cached the new tokens."""
         self._cached_start = self._start
-        return self.sequence, self.sequence.append(token, logits)
+        self.sequence.forward_passes += 1
 
     def advance(self, draft_length: int = 0) -> NewText:
         """Verify draft tokens in one forward pass; append the accepted ones and one more token."""
@@ -136,13 +138,13 @@ class _Row:
         drafts = self._draft(min(draft_length, free, sequence.remaining - 1))
         logits = self._cache.prefill(self.index, np.array(ids + drafts), cached_length)
         logits = logits[len(ids) - 1 :]  # (N, V): after the last token and after each draft token
-        sequence.forward_passes += 1
+        self.mark_cached()
         sequence.drafted += len(drafts)
         contexts = (sequence.ids + drafts[:n] for n in range(len(logits)))
         tokens = next_tokens(logits, self.noise(len(logits)), sequence.sampling, contexts)
         new_text: NewText = []
         for n, token in enumerate(tokens):
-            new_text.append(self.append(token, logits[n]))
+            new_text.append((sequence, sequence.append(token, logits[n])))
             if sequence.finish_reason or n == len(drafts) or token != drafts[n]:
                 break
         return new_text
@@ -150,10 +152,9 @@ class _Row:
     def _draft(self, count: int) -> list[int]:
         """Return up to `count` draft tokens; none where they do not pay."""
         table, sequence = self._backend.ngram_table, self.sequence
-        judged = sequence.drafted >= MIN_DRAFTED
         if table is None or count < 1:
             return []
-        if judged and sequence.accepted < MIN_ACCEPTANCE_RATE * sequence.drafted:
+        if sequence.accepted < MIN_ACCEPTANCE_RATE * (sequence.drafted - MIN_DRAFTED):
             return []
         return draft_tokens(table, sequence.ids, self.noise(count), sequence.sampling.temperature)
 
@@ -185,7 +186,8 @@ def next_tokens(
     logits /= sampling.temperature or 1
     scores = logits + noise if sampling.temperature else logits  # (N, V)
     for row, score, token in zip(logits, scores, scores.argmax(axis=1).tolist(), strict=True):
-        check_finite(row[token])
+        if not math.isfinite(row[token]):
+            raise not_finite()
         # try candidates from the best down; the first that the filters keep wins
         while sampling.temperature and not _is_kept(token, row, sampling):
             score[token] = -np.inf
@@ -218,8 +220,8 @@ def run(backend: Backend, sequences: Iterable[Sequence]) -> Iterator[tuple[Seque
     engine = Engine(backend, min(len(sequences), backend.max_batch_size))
     for sequence in sequences:
         engine.add(sequence)
-    while engine.unfinished:
-        yield from engine.step()
+    while new_text := engine.step():
+        yield from new_text
 
 
 def generate(

@@ -84,7 +84,8 @@ def next_token(
     Raises:
         UserError: the model computes NaN or infinity.
     """
-    check_finite(logits.max())
+    if not math.isfinite(logits.max()):
+        raise not_finite()
     logits = logits.astype(np.float64)  # (V,), a copy
 
     # Step 1: never generate <pad>, <unk> and <bos>, the ids before <eos>, nor an unwanted <eos>.
@@ -115,10 +116,9 @@ def next_token(
     return int(candidates[scores.argmax()])
 
 
-def check_finite(logit: float) -> None:
-    """Raise UserError if the highest logit is NaN or infinite."""
-    if not -math.inf < logit < math.inf:
-        raise UserError("the model computes logits that are not finite numbers; it is damaged")
+def not_finite() -> UserError:
+    """Return the error of a model whose highest logit is NaN or infinite."""
+    return UserError("the model computes logits that are not finite numbers; it is damaged")
 
 
 def penalize(logits: np.ndarray, previous_ids: Sequence[int], penalty: float) -> None:
