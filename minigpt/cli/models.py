@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from minigpt.generation.onnx_backend import OnnxBackend
@@ -77,9 +77,8 @@ def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
         try:
             artifact = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
         except Exception as error:  # of MLflow, SQLAlchemy or the network
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{uri}: not found in MLflow: {reason}; check the name or the run ID"
+                f"{uri}: not found in MLflow: {one_line(error)}; check the name or the run ID"
             ) from None
         files = [artifact] if artifact.is_file() else sorted(artifact.rglob("*.onnx"))
         if len(files) != 1:

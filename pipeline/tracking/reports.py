@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from minigpt.common.errors import one_line
 from minigpt.common.files import file_digest
 from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
@@ -84,7 +85,7 @@ def _add_figures(record: Record) -> None:
         try:
             draw().savefig(folder / f"{name}.png")
         except Exception as error:
-            log.warning("%s.png: not drawn (%s)", name, store.reason(error))
+            log.warning("%s.png: not drawn (%s)", name, one_line(error))
 
 
 def is_current(record: Record) -> bool:

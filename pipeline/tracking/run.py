@@ -18,6 +18,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from minigpt.common.config import Params
+from minigpt.common.errors import one_line
 from minigpt.common.files import file_digest
 from minigpt.data.token_files import Tokens
 from minigpt.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ class Run:
             yield
         except Exception as error:
             if not self._warned:
-                log.warning("tracking failed (%s)", store.reason(error))
+                log.warning("tracking failed (%s)", one_line(error))
             self._warned = True
 
     def __enter__(self) -> Self:

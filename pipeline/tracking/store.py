@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, one_line
 from pipeline.common import paths
 
 EXPERIMENT = "minigpt"
@@ -97,10 +97,5 @@ def user_errors() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        message = f"cannot use the tracking store ({reason(error)}); fix it and try again"
+        message = f"cannot use the tracking store ({one_line(error)}); fix it and try again"
         raise UserError(message) from None
-
-
-def reason(error: Exception) -> str:
-    """Return the error as part of one line."""
-    return " ".join(str(error).split())[:200]
