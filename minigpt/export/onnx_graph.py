@@ -11,6 +11,9 @@ graph uses these of ONNX Runtime (domain com.microsoft):
     MatMulNBits
         product with a matrix of 8-bit integers (`int8.py`)
 
+Its build for browsers has these operators too (`tests/export/test_web.py`), except that MatMulNBits
+computes in float32 there.
+
 `minigpt/generation/onnx_backend.py` describes inputs, outputs and metadata. Shapes are those of
 `minigpt/model/model.py`; S = max_seq_len, and E ≥ D is the padded size of a head (`head_layout`).
 Each `add_…` function adds the part of the model in its name; it takes and returns names of values

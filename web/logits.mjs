@@ -1,0 +1,47 @@
+// Compute logits of exported models in WebAssembly, as a browser does.
+//
+// Standard input: {"models": [file, …], "passes": [[id, …], …]}. The passes are consecutive parts of
+// one sequence; each extends the KV cache. Standard output: for each model and pass, logits (T, V).
+// minigpt/generation/onnx_backend.py describes the inputs and outputs of a model.
+
+import { readFileSync } from "node:fs";
+import * as ort from "onnxruntime-web/wasm";
+
+ort.env.wasm.numThreads = 1;
+
+const zeros = ([, ...shape]) => {
+  const dims = [1, ...shape]; // (B, H, S, D) with B = 1
+  return new ort.Tensor("float32", new Float32Array(dims.reduce((a, b) => a * b)), dims);
+};
+
+const int64 = (values) =>
+  new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]); // (B, T)
+
+async function logitsOf(model, passes) {
+  const session = await ort.InferenceSession.create(readFileSync(model));
+  const past = session.inputMetadata.filter(({ name }) => name.startsWith("past_"));
+  let cache = Object.fromEntries(past.map(({ name, shape }) => [name, zeros(shape)]));
+  const results = [];
+  const ids = [];
+  for (const pass of passes) {
+    const positions = pass.map((_, i) => ids.length + i);
+    ids.push(...pass);
+    const inputs = { input_ids: int64(pass), positions: int64(positions), ...cache };
+    if (session.inputNames.includes("previous_ids")) {
+      inputs.previous_ids = int64(positions.map((position) => ids[position - 1] ?? 0));
+    }
+    const { logits, ...present } = await session.run(inputs);
+    cache = Object.fromEntries(
+      Object.entries(present).map(([name, value]) => [name.replace("present", "past"), value]),
+    );
+    const V = logits.dims[2];
+    results.push(pass.map((_, t) => Array.from(logits.data.slice(t * V, (t + 1) * V))));
+  }
+  await session.release();
+  return results;
+}
+
+const { models, passes } = JSON.parse(readFileSync(0, "utf8"));
+const results = [];
+for (const model of models) results.push(await logitsOf(model, passes));
+console.log(JSON.stringify(results));
