@@ -37,7 +37,9 @@ def main() -> None:
             **summarize(predictions, tokens.info[split]),
             "held_out": split == "val",
             "validation_tokens": tokens.sha256([split])[:16],
-            "baseline_loss": baselines(predictions, tokenizer.vocab_size),
+            "baseline_loss": baselines(
+                tokens.ids["train"], tokens.ids[split], tokenizer.vocab_size
+            ),
         }
         sampling = Sampling(config.temperature, config.top_k, seed=config.seed)
         backend = TorchBackend(model, tokenizer)

@@ -7,6 +7,9 @@ row are its inputs one position later:
     input_ids   <bos>  h  e  l  l  o
     targets       h    e  l  l  o  <eos>
 
+Which document comes next cannot be predicted from the one before, and every document starts with
+<bos>. So <bos> is never a target: <pad> replaces it, which the loss ignores.
+
 Training reads a shuffled batch per step (`batches[step]`), evaluation reads every row once, in
 order (`for batch in batches`). Shapes: B = batch_size rows, T ≤ max_seq_len tokens.
 """
@@ -68,8 +71,8 @@ class Batches:
 
     @property
     def num_targets(self) -> int:
-        """Number of predictions in one pass over the split."""
-        return int((self.ends - self.starts - 1).sum())
+        """Number of predictions in one pass over the split, the same in both layouts."""
+        return int(np.count_nonzero(self.ids[1:] != BOS))
 
     def __getitem__(self, step: int) -> Batch:
         # Count the rows over all epochs: a step takes the next batch_size of them, and a batch may
@@ -116,4 +119,5 @@ def _collate(rows: list[np.ndarray]) -> Batch:
     batch = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)  # (B, T+1)
     for padded, row in zip(batch, rows, strict=True):
         padded[: len(row)] = row
-    return batch[:, :-1].copy(), batch[:, 1:].copy()  # (B, T), (B, T)
+    targets = np.where(batch[:, 1:] == BOS, PAD, batch[:, 1:])  # (B, T)
+    return batch[:, :-1].copy(), targets  # (B, T), (B, T)

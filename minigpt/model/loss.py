@@ -43,7 +43,7 @@ def sum_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
 def bits_per(unit_count: int, loss: float, predictions: int) -> float:
     """Return the bits needed per unit (character or byte) of a text of `unit_count` units.
 
-    All predictions count, including those of <bos> and <eos>: the text cannot be encoded without
-    its boundaries.
+    All predictions count, including those of <eos>: the text cannot be encoded without its
+    boundaries.
     """
     return loss * predictions / unit_count / math.log(2)

@@ -24,10 +24,10 @@ def main() -> None:
     split = (
         "validation" if evaluation["held_out"] else "training (nothing is held out of this corpus)"
     )
-    bigram = evaluation["baseline_loss"]["bigram"]
+    five_gram = evaluation["baseline_loss"]["5-gram"]
     text = "".join(generate(OnnxBackend(paths.ONNX_MODEL), "", max_new_tokens=300))
     print(f"""
-{split} loss  {evaluation["loss"]:.4f} nats per token (bigram baseline {bigram:.4f})
+{split} loss  {evaluation["loss"]:.4f} nats per token (5-gram baseline {five_gram:.4f})
 perplexity       {evaluation["perplexity"]:.3f}
 bits per char    {evaluation["bits_per_char"]:.3f}
 model            {paths.ONNX_MODEL}, which generates:

@@ -12,6 +12,7 @@ from minigpt.model.model import MiniGPT, MultiHeadAttention, PositionalEncoding,
 from minigpt.tokenizer import Tokenizer
 
 SENTENCE = "Once upon a time there was a fox."  # shown by the attention maps
+BASELINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
 
 
 def loss(curves: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
@@ -19,7 +20,7 @@ def loss(curves: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
     figure, axes = _axes("step", "cross-entropy (nats per token)", "Loss")
     for name in curves.columns.intersection(["train/loss", "val/loss"]):
         axes.plot("step", name, data=curves[["step", name]].dropna(), label=name)
-    for (name, value), style in zip(baselines.items(), ("solid", "dashed", "dotted"), strict=False):
+    for (name, value), style in zip(baselines.items(), BASELINE_STYLES, strict=False):
         axes.axhline(value, color="gray", linestyle=style, label=name)
     axes.legend()
     return figure

@@ -10,7 +10,7 @@ OWN_TEXTS = ("data/raw/tales.txt", "data/raw/sentences.txt")
 
 
 class _CardTemplate(Template):
-    idpattern = r"[\w/]+"  # names of metrics, too
+    idpattern = r"[\w/-]+"  # names of metrics, too
 
 
 def model_card(record: Record) -> str:

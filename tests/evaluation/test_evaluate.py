@@ -1,5 +1,7 @@
 import math
+from collections import Counter, defaultdict
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +18,7 @@ from minigpt.evaluation.error_analysis import (
     token_class,
 )
 from minigpt.evaluation.evaluate import predict, summarize
-from minigpt.tokenizer import BPETokenizer, CharTokenizer
+from minigpt.tokenizer import BOS, EOS, PAD, BPETokenizer, CharTokenizer
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -27,7 +29,7 @@ def test_every_target_is_predicted_once(sentences, tokenizer, layout):
     batches = Batches(ids, layout, 4, 16)
     model = build_model(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, max_seq_len=16).eval()
     predictions = predict(model, batches)
-    assert len(predictions) == batches.num_targets
+    assert len(predictions) == batches.num_targets == (ids != BOS).sum()
     assert predictions["loss"].mean() == pytest.approx(mean_loss(model, batches), abs=1e-6)
     pairs = list(zip(predictions["previous"], predictions["target"], strict=True))
     assert set(pairs) <= set(zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True))
@@ -52,17 +54,49 @@ def test_summary_matches_hand_computed_values():
 
 
 def test_baselines_match_hand_computed_losses():
-    # "abababab": one bit per token for the unigram model, zero for the bigram model
-    predictions = pd.DataFrame({"previous": [4, 5] * 4, "target": [5, 4] * 4})
-    assert baselines(predictions, 8) == pytest.approx(
-        {"uniform": math.log(8), "unigram": math.log(2), "bigram": 0}
-    )
+    document = np.array([BOS, 4, 5, 4, 5, EOS])
+    found = baselines(document, document, vocab_size=6)
+    # counts plus one: <eos> 2, a 3, b 3, of 5 + 6 in all
+    unigram = np.array([3, 3, 3, 3, 2]) / 11
+    # contexts <bos>, a, b, a, b; `<bos>` and `a` are followed by one token, `b` by two
+    bigram = (np.array([1, 2, 1, 2, 1]) + np.array([1, 1, 2, 1, 2]) * unigram) / [2, 3, 4, 3, 4]
+    assert found["uniform"] == pytest.approx(math.log(6))
+    assert found["unigram"] == pytest.approx(-np.log(unigram).mean())
+    assert found["bigram"] == pytest.approx(-np.log(bigram).mean())
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
-def test_more_context_never_raises_the_loss(pairs):
-    found = baselines(pd.DataFrame(pairs, columns=["previous", "target"]), 6)
-    assert found["uniform"] + 1e-9 >= found["unigram"] >= found["bigram"] - 1e-9 >= -2e-9
+def slow_five_gram(train: list[list[int]], documents: list[list[int]], vocab_size: int) -> float:
+    """Return the loss of the 5-gram baseline, by the formula in its docstring."""
+    counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    for document in train:
+        for i in range(1, len(document)):
+            for n in range(5):
+                counts[tuple(([PAD] * n + document[:i])[i : n + i])][document[i]] += 1
+
+    def probability(context: tuple[int, ...], token: int) -> float:
+        count = counts[context]
+        if not context:
+            return (count[token] + 1) / (count.total() + vocab_size)
+        shorter = probability(context[1:], token)
+        total = count.total() + len(count)
+        return (count[token] + len(count) * shorter) / total if total else shorter
+
+    losses = [
+        -math.log(probability(tuple(([PAD] * 4 + document[:i])[i : 4 + i]), document[i]))
+        for document in documents
+        for i in range(1, len(document))
+    ]
+    return sum(losses) / len(losses)
+
+
+corpora = st.lists(st.lists(st.integers(4, 6), max_size=8), min_size=1, max_size=5)
+
+
+@given(corpora, corpora)
+def test_5_gram_baseline_follows_its_formula(train, documents):
+    train, documents = ([[BOS, *text, EOS] for text in texts] for texts in (train, documents))
+    found = baselines(np.concatenate(train), np.concatenate(documents), vocab_size=7)
+    assert found["5-gram"] == pytest.approx(slow_five_gram(train, documents, 7))
 
 
 def test_accuracy_is_grouped_by_character_class():
