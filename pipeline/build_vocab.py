@@ -6,6 +6,7 @@ import pandas as pd
 
 from minigpt.common.config import Params, load_params
 from minigpt.common.errors import UserError
+from minigpt.common.files import atomic_write
 from minigpt.corpus.corpus import Corpus
 from minigpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from pipeline.common import paths
@@ -29,16 +30,13 @@ def main() -> None:
             "documents by data.documents, or set data.val_fraction to 0"
         )
 
-    paths.VOCAB.parent.mkdir(exist_ok=True)
     tokenizer.save(paths.VOCAB)
     table = pd.DataFrame({"character": list(counts), "count": list(counts.values())})
     table["share"] = (table["count"] / table["count"].sum()).round(6)
     table["in_vocabulary"] = [not tokenizer.unknown(character) for character in counts]
     table["character"] = table["character"].map(repr)  # makes spaces and line breaks visible
-    paths.REPORTS.mkdir(exist_ok=True)
-    table.sort_values(["count", "character"], ascending=[False, True]).to_csv(
-        paths.CHARACTERS, index=False
-    )
+    table = table.sort_values(["count", "character"], ascending=[False, True])
+    atomic_write(paths.CHARACTERS, table.to_csv(index=False))
     log.info(
         "vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total()
     )

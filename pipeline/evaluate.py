@@ -4,6 +4,7 @@ import json
 import logging
 
 from minigpt.common.config import load_params
+from minigpt.common.files import atomic_write
 from minigpt.data.batches import Batches
 from minigpt.data.token_files import Tokens
 from minigpt.evaluation.baselines import baselines
@@ -44,11 +45,11 @@ def main() -> None:
         sampling = Sampling(config.temperature, config.top_k, seed=config.seed)
         backend = TorchBackend(model, tokenizer)
         samples = samples_markdown(backend, config.prompts, config.max_new_tokens, sampling)
-        paths.REPORTS.mkdir(exist_ok=True)
-        paths.EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
-        accuracy_by_class(predictions, tokenizer).to_csv(paths.ACCURACY, index=False)
-        mistakes(predictions, tokenizer).to_csv(paths.MISTAKES, index=False)
-        paths.SAMPLES.write_text(samples, encoding="utf-8")
+        accuracy = accuracy_by_class(predictions, tokenizer)
+        atomic_write(paths.EVALUATION, json.dumps(result, indent=1) + "\n")
+        atomic_write(paths.ACCURACY, accuracy.to_csv(index=False))
+        atomic_write(paths.MISTAKES, mistakes(predictions, tokenizer).to_csv(index=False))
+        atomic_write(paths.SAMPLES, samples)
         run.report("evaluate", config, OUTPUTS)
     if split == "train":
         log.warning("nothing is held out; these figures are of the training split")

@@ -203,3 +203,14 @@ def test_data_stages_load_neither_mlflow_nor_torch():
 
 def test_importing_a_stage_does_not_load_mlflow():
     assert "mlflow" not in loaded_after("import pipeline.train, pipeline.evaluate, pipeline.export")
+
+
+def test_files_are_written_atomically():
+    direct = re.compile(r"\.write_(text|bytes)\(|\.to_(csv|parquet|json)\([^i)]|\.savefig\(")
+    texts = {str(file): (ROOT / file).read_text() for file in FILES}
+    # what is written into the temporary path that atomic_file or atomic_folder gives is atomic
+    assert [
+        file
+        for file, text in texts.items()
+        if direct.search(text) and not re.search("with atomic_(file|folder)", text)
+    ] == ["minigpt/export/checks.py"]  # a temporary file of its own

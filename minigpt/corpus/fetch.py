@@ -3,9 +3,7 @@
 A download is pinned to its SHA-256 in the table below; a file with another content is never kept.
 """
 
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from http.client import IncompleteRead
 from pathlib import Path
@@ -15,6 +13,7 @@ import pooch
 import requests
 
 from minigpt.common.errors import UserError
+from minigpt.common.files import atomic_folder
 
 TIMEOUT = 20.0  # seconds to wait for a connection, and for each next chunk of data
 
@@ -139,10 +138,7 @@ def _reason(error: BaseException) -> str:
 
 def _write_python_docs(target: Path) -> Path:
     """Write the topics of the built-in `help()` into the folder `target`, a file each."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
-        complete = Path(workspace) / target.name
-        complete.mkdir()
+    with atomic_folder(target) as folder:
         for topic, text in topics.items():
-            (complete / f"{topic}.txt").write_text(text.strip("\n") + "\n", encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        return complete.replace(target)
+            (folder / f"{topic}.txt").write_text(text.strip("\n") + "\n", encoding="utf-8")
+    return target

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from minigpt.common.files import atomic_file, atomic_write
 from minigpt.corpus.corpus import Document
 from minigpt.data.token_files import SplitInfo
 
@@ -44,15 +45,14 @@ class DataReport:
         """Write data.json (figures), lengths.csv, data.md (text) and data.png into `folder`."""
         figures = {name: _figures(info) for name, info in splits.items()}
         summary = {**figures, "duplicates_dropped": dropped, "vocab_size": vocab_size}
-        folder.mkdir(exist_ok=True)
-        (folder / "data.json").write_text(json.dumps(summary, indent=1) + "\n")
+        atomic_write(folder / "data.json", json.dumps(summary, indent=1) + "\n")
         characters = pd.read_csv(folder / "characters.csv")
         lengths = self._lengths()
-        lengths.to_csv(folder / "lengths.csv", index=False)
-        (folder / "data.md").write_text(
-            self._markdown(pd.DataFrame(figures), dropped, characters), encoding="utf-8"
-        )
-        _plot(lengths, characters).savefig(folder / "data.png", metadata={"Software": None})
+        atomic_write(folder / "lengths.csv", lengths.to_csv(index=False))
+        markdown = self._markdown(pd.DataFrame(figures), dropped, characters)
+        atomic_write(folder / "data.md", markdown)
+        with atomic_file(folder / "data.png") as file:
+            _plot(lengths, characters).savefig(file, format="png", metadata={"Software": None})
 
     def _lengths(self) -> pd.DataFrame:
         """Return the columns "characters" (such as "64-127"), "split" and "documents"."""

@@ -3,7 +3,8 @@
 Format: a folder with
 
     train.bin, val.bin   ids of a split, as little-endian integers of the smallest unsigned type
-    meta.json            data type, fingerprint of the vocabulary, and for each split a `SplitInfo`
+    meta.json            data type, fingerprint of the vocabulary, for each split a `SplitInfo`, and
+                         the SHA-256 of all this
 
 Each document is stored between <bos> and <eos>. `encode_corpus` writes the files, `Tokens` reads
 them.
@@ -14,11 +15,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.common.files import file_digest, read_errors
+from minigpt.common.files import atomic_write, file_digest, parse_json, read_errors
 from minigpt.tokenizer import Tokenizer
 
 META = "meta.json"
@@ -78,12 +80,17 @@ def write_meta(
         "vocab_sha256": tokenizer.sha256(),
         "splits": {split: asdict(info) for split, info in splits.items()},
     }
-    (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
+    text = json.dumps({**meta, "sha256": _digest(meta)}, indent=1)
+    atomic_write(folder / META, text + "\n")
     return splits
 
 
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+
+
 class Tokens:
-    """Token files of a folder, memory-mapped.
+    """Token files of a folder, verified and memory-mapped.
 
     Args:
         folder: Folder with the token files.
@@ -94,30 +101,35 @@ class Tokens:
         info: `SplitInfo` of each split.
 
     Raises:
-        UserError: A file is missing, or its length or vocabulary is not that in meta.json.
+        UserError: A file is missing or has changed, or the vocabulary is another one.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer | None = None):
         advice = "run the stage prepare"
         try:
             with read_errors(folder / META, advice):
-                meta = json.loads((folder / META).read_text())
+                meta = parse_json((folder / META).read_bytes())
+            if meta.pop("sha256") != _digest(meta):
+                raise ValueError("the digest differs")
             dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+            vocab_size: int = meta["vocab_size"]
             self.info = {name: SplitInfo(**info) for name, info in meta["splits"].items()}
             self.vocab_sha256: str = meta["vocab_sha256"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder / META}: damaged; {advice}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{folder / META}: damaged, or of another version; {advice}") from None
         if tokenizer is not None and tokenizer.sha256() != self.vocab_sha256:
             raise UserError(f"{folder}: made with another vocabulary; {advice}")
         self.ids: dict[str, np.ndarray] = {}
         for name, info in self.info.items():
             file = token_file(folder, name)
-            if not file.exists() or file.stat().st_size != info.tokens * dtype.itemsize:
-                raise UserError(
-                    f"{file}: missing, or not {info.tokens} tokens of {dtype}; {advice}"
-                )
-            # an empty file cannot be mapped
-            self.ids[name] = np.memmap(file, dtype, mode="r") if info.tokens else np.empty(0, dtype)
+            with read_errors(file, advice):
+                if file_digest(file, "sha256") != info.sha256:
+                    raise UserError(f"{file}: has changed since it was written; {advice}")
+                # an empty file cannot be mapped
+                ids = np.memmap(file, dtype, mode="r") if info.tokens else np.empty(0, dtype)
+            if ids.max(initial=0) >= vocab_size:
+                raise UserError(f"{file}: contains ids beyond the vocabulary; {advice}")
+            self.ids[name] = ids
 
     @property
     def val_split(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from minigpt.common.files import atomic_write
 from minigpt.common.text import Normalization
 from minigpt.tokenizer.normalization import normalize
 
@@ -95,7 +96,8 @@ class Tokenizer(ABC):
         yield from filter(None, [decoder.end()])
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the tokenizer to `path` atomically."""
+        atomic_write(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def sha256(self) -> str:
         """Return a fingerprint: equal only for tokenizers that encode every text alike."""

@@ -47,7 +47,7 @@ def write_reports(folder: Path, progress: Progress, held_out: bool) -> dict[str,
         "training.json": json.dumps(summary, indent=1) + "\n",
     }
     for name, content in files.items():
-        atomic_write(folder / name, content.encode())
+        atomic_write(folder / name, content)
     return summary
 
 

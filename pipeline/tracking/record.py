@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from minigpt.common.files import atomic_write
+from minigpt.common.files import atomic_file, atomic_write
 from minigpt.training.train import Metrics
 from pipeline.common import paths
 from pipeline.tracking.params import as_text, model_params
@@ -121,11 +121,11 @@ class Record:
 
     def add_onnx_model(self, path: Path) -> None:
         """Keep the exported model for the upload, as a hard link where the disk allows it."""
-        self.onnx_model.unlink(missing_ok=True)
-        try:
-            os.link(path.resolve(), self.onnx_model)
-        except OSError:
-            shutil.copy(path, self.onnx_model)
+        with atomic_file(self.onnx_model) as file:
+            try:
+                os.link(path.resolve(), file)
+            except OSError:
+                shutil.copy(path, file)
 
 
 def _folder() -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from minigpt.common.errors import one_line
-from minigpt.common.files import file_digest
+from minigpt.common.files import atomic_file, atomic_write, file_digest
 from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
@@ -80,10 +80,10 @@ def _add_figures(record: Record) -> None:
         if encoding is not None:
             drawings["positional_encoding"] = lambda: figures.positional_encoding(encoding)
     folder = record.artifacts / "figures"
-    folder.mkdir(exist_ok=True)
     for name, draw in drawings.items():
         try:
-            draw().savefig(folder / f"{name}.png")
+            with atomic_file(folder / f"{name}.png") as file:
+                draw().savefig(file, format="png")
         except Exception as error:
             log.warning("%s.png: not drawn (%s)", name, one_line(error))
 
@@ -100,4 +100,4 @@ def add_card(record: Record) -> None:
     record.write_artifact("model_card.md", card)
     record.update("tags", {store.DESCRIPTION: card})
     if is_current(record):
-        paths.MODEL_CARD.write_text(card, encoding="utf-8")
+        atomic_write(paths.MODEL_CARD, card)

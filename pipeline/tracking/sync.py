@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from filelock import FileLock, Timeout
 
+from minigpt.common.files import atomic_write
 from pipeline.common import paths
 from pipeline.tracking import store
 from pipeline.tracking.history import Snapshot, models_in_git, restore, restore_evaluation
@@ -48,4 +49,4 @@ def _sync_record(record: Record, snapshots: dict[str, Snapshot]) -> Iterator[str
     if upload(record):
         yield f"uploaded: {record.info['name']}"
     if is_current(record):
-        paths.MODEL_CARD.write_text(record.read_artifact("model_card.md"), encoding="utf-8")
+        atomic_write(paths.MODEL_CARD, record.read_artifact("model_card.md"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minigpt.common.errors import UserError
 from minigpt.corpus.corpus import Document
 from minigpt.corpus.encode import encode_corpus
-from minigpt.data.token_files import Tokens, token_dtype
+from minigpt.data.token_files import Tokens, token_dtype, write_meta
 from minigpt.tokenizer import BOS, EOS, UNK, CharTokenizer
 
 
@@ -68,12 +68,44 @@ def test_chunks_of_a_stream_form_one_document(tmp_path):
     assert (tokens.info["train"].documents, tokens.info["train"].tokens) == (1, 6)
 
 
-def test_token_files_are_verified_on_opening(tmp_path, tokens, tokenizer):
+def test_tokens_of_another_vocabulary_are_refused(tmp_path, tokens):
     with pytest.raises(UserError, match="made with another vocabulary"):
         Tokens(tmp_path, CharTokenizer("xyz"))
-    (tmp_path / "train.bin").write_bytes(b"123")
-    with pytest.raises(UserError, match=r"train\.bin: missing, or not 13 tokens"):
-        Tokens(tmp_path, tokenizer)
-    (tmp_path / "meta.json").write_text("{}")
-    with pytest.raises(UserError, match=r"meta\.json: damaged"):
-        Tokens(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("train.bin", "has changed since it was written"), ("meta.json", "damaged, or of another")],
+)
+def test_every_flipped_byte_is_refused(tmp_path, tokens, name, message):
+    file = tmp_path / name
+    content = file.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name}: {message}"):
+            Tokens(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '"text"', "null", "[" * 100_000, "\xff"])
+def test_meta_without_the_expected_fields_is_refused(tmp_path, tokens, content):
+    (tmp_path / "meta.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"meta\.json: damaged, or of another version; run"):
+        Tokens(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json"])
+def test_a_missing_token_file_is_reported(tmp_path, tokens, name):
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: not found; run the stage prepare"):
+        Tokens(tmp_path)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path, tokens):
+    counts = {split: asdict(info) for split, info in tokens.info.items()}
+    for fields in counts.values():
+        del fields["sha256"]
+    write_meta(tmp_path, CharTokenizer("abc"), counts)
+    with pytest.raises(UserError, match=r"train\.bin: contains ids beyond the vocabulary"):
+        Tokens(tmp_path)
