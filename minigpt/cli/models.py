@@ -1,10 +1,13 @@
 """Load the model that a command names: a file, or a model stored by MLflow."""
 
+import json
 import os
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt.cli.output import warn
 from minigpt.common.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ DEFAULT_MODELS = {
     BackendName.onnx: Path("models/minigpt.onnx"),
     BackendName.torch: Path("models/minigpt.safetensors"),
 }
+# outputs of the export stage, and the keys to their SHA-256 in its report
+EXPORTED = [("models/minigpt.onnx", "sha256"), ("models/int8/minigpt.onnx", "int8", "sha256")]
 BACKENDS = {path.suffix: name for name, path in DEFAULT_MODELS.items()}
 
 
@@ -46,9 +51,33 @@ def load_backend(name: BackendName | None, model: Path | None) -> "OnnxBackend |
         from minigpt.generation.torch_backend import TorchBackend
 
         return TorchBackend.load(model)
+    return _load_onnx(model, str(model))
+
+
+def _load_onnx(path: Path, name: str) -> "OnnxBackend":
+    """Load an ONNX file; warn if nothing proves that it is the file that was exported."""
     from minigpt.generation.onnx_backend import OnnxBackend
 
-    return OnnxBackend(model)
+    backend = OnnxBackend(path)
+    if not backend.verified:
+        warn(f"{name}: contains no SHA-256, so damage cannot be detected; export it again")
+    elif _reported_sha256(path) not in (None, backend.sha256):
+        warn(f"{name}: not the file in reports/export.json; run `dvc checkout` or `dvc repro`")
+    return backend
+
+
+def _reported_sha256(path: Path) -> str | None:
+    """Return the SHA-256 that the export stage reported for its output at `path`, if any."""
+    path = path.absolute()
+    for output, *keys in EXPORTED:
+        if path.match(output):
+            report = path.parents[output.count("/")] / "reports/export.json"
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                figures = json.loads(report.read_text("utf-8"))
+                for key in keys:
+                    figures = figures[key]
+                return str(figures)
+    return None
 
 
 def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
@@ -69,8 +98,6 @@ def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
     }
     import mlflow.artifacts
 
-    from minigpt.generation.onnx_backend import OnnxBackend
-
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,4 +112,4 @@ def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
             raise UserError(
                 f"{uri}: contains {len(files)} ONNX files, not one; name a model of MiniGPT"
             )
-        return OnnxBackend(files[0])
+        return _load_onnx(files[0], uri)

@@ -40,6 +40,8 @@ def _cell(value: Any) -> str:
 def warn_about_unknown_characters(backend: "Backend", text: str) -> None:
     if unknown := backend.tokenizer.unknown(text):
         names = ", ".join(map(repr, unknown))
-        print(
-            f"minigpt-cli: warning: not in the vocabulary, read as <unk>: {names}", file=sys.stderr
-        )
+        warn(f"not in the vocabulary, read as <unk>: {names}")
+
+
+def warn(message: str) -> None:
+    print(f"minigpt-cli: warning: {visible(message)}", file=sys.stderr)

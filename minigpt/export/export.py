@@ -1,5 +1,6 @@
 """Checked export: ONNX files that are proven equal, or close, to the model before they are kept."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ def export(
     return data, {
         "max_logit_difference": difference,
         "tolerance": tolerance,
-        "bytes": len(data),
+        **_file_figures(data),
     }
 
 
@@ -56,4 +57,8 @@ def export_quantized(
     check_quality(bits, expected, max_loss)
     quality = {"bits_per_char": bits, "quality_loss": bits / expected - 1}
     data = serialize(proto, {**metadata, "quantization": {"type": quantize, **quality}})
-    return data, {**quality, "bytes": len(data)}
+    return data, {**quality, **_file_figures(data)}
+
+
+def _file_figures(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -33,6 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from minigpt.export.int8 import BLOCK_SIZE, quantize_blocks
+from minigpt.generation.onnx_digest import append_digest
 from minigpt.model.model import FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
 from minigpt.model.variants import NORM_EPS
 
@@ -90,10 +91,9 @@ def to_onnx(model: MiniGPT, metadata: dict[str, Any], quantize: str | None = Non
 
 
 def serialize(proto: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
-    """Return the content of an ONNX file with `metadata` in it."""
+    """Return the content of an ONNX file with `metadata` and a digest in it."""
     helper.set_model_props(proto, {"minigpt": json.dumps(metadata)})
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
+    return append_digest(proto.SerializeToString(deterministic=True))
 
 
 def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:

@@ -16,8 +16,9 @@ context length (max_seq_len), H the number of cached heads, D their size.
     present_value_i  float32  (B, H, S, D)  the past, so that nothing is copied
 
 The metadata key "minigpt" holds a JSON text with the "config", the "tokenizer", a summary of the
-"training" and the "ngram_table" (`minigpt/data/ngram_table.py`). `examples/generate.py` runs such a
-file with NumPy and ONNX Runtime alone.
+"training" and the "ngram_table" (`minigpt/data/ngram_table.py`); the key "sha256" holds a digest of
+everything before it (`onnx_digest.py`). `examples/generate.py` runs such a file with NumPy and ONNX
+Runtime alone.
 """
 
 import json
@@ -31,6 +32,7 @@ from onnxruntime import OrtValue
 from minigpt.common.errors import UserError
 from minigpt.common.format_version import check_format_version
 from minigpt.data.ngram_table import read_ngram_table
+from minigpt.generation.onnx_digest import digests
 from minigpt.tokenizer import tokenizer_from_dict
 
 SMALL_MODEL = 1 << 24  # bytes of the file
@@ -38,7 +40,12 @@ MAX_BOUND_TOKENS = 8  # forward passes of more tokens are rare, so their binding
 
 
 class OnnxBackend:
-    """An exported model. Implements `minigpt.generation.backend.Backend`."""
+    """An exported model. Implements `minigpt.generation.backend.Backend`.
+
+    Attributes:
+        sha256: Digest of the whole file.
+        verified: True if the file contains a digest, which is right; False if it contains none.
+    """
 
     def __init__(self, path: Path, threads: int = 0):
         """Load the file at `path`.
@@ -47,10 +54,14 @@ class OnnxBackend:
         products finish before a second thread has started, and else one per core.
 
         Raises:
-            UserError: the file is missing, is not an exported MiniGPT model, or keeps its weights
-                in another file.
+            UserError: the file is missing, damaged, not an exported MiniGPT model, or keeps its
+                weights in another file.
         """
         data = _read(path)
+        self.sha256, intact = digests(data)
+        if intact is False:
+            raise UserError(f"{path}: damaged: its SHA-256 is wrong; export or download it again")
+        self.verified = intact is not None
         small = len(data) < SMALL_MODEL
         self.session = _load(path, data, threads or int(small))
         try:

@@ -1,11 +1,13 @@
 """minigpt-cli: options, output, messages and exit codes of every command."""
 
 import csv
+import hashlib
 import io
 import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +135,24 @@ def test_missing_default_model_names_the_remedy(cli, tmp_path, backend):
     result = cli("generate", "--backend", backend, "-p", "a", code=1, cwd=tmp_path)
     assert "models/minigpt." in result.err
     assert "run `dvc repro` to train one" in result.err
+
+
+def test_model_without_digest_gives_one_warning(cli, tmp_path):
+    older = ROOT / "tests/model/older_files/classic.onnx"
+    result = cli("generate", "-p", "a", "-m", str(older))
+    assert result.err.count("\n") == 1
+    assert "classic.onnx: contains no SHA-256" in result.err
+
+
+def test_exchanged_model_gives_one_warning(cli, models, tmp_path):
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "reports").mkdir()
+    model = (tmp_path / "models/minigpt.onnx").read_bytes()
+    for sha256, warnings in ((hashlib.sha256(model).hexdigest(), 0), ("0" * 64, 1)):
+        (tmp_path / "reports/export.json").write_text(json.dumps({"sha256": sha256}))
+        result = cli("generate", "-p", "The", cwd=tmp_path)
+        assert result.err.count("not the file in reports/export.json") == warnings
+        assert result.err.count("\n") == warnings
 
 
 # generate
