@@ -2,17 +2,19 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 READY := .venv/.ready
+# the programs in a .venv that was moved or copied run the code at its old path
+MOVED := $(shell test -L .venv -o ! -f $(READY) || grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow test-all test-full lint ui sweep promote sync bench docs
+.PHONY: help moved setup repro test test-slow test-all test-full lint ui sweep promote sync bench docs
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(MOVED)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MiniGPT needs Python 3.11 or newer; name one with make PYTHON=…")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(MOVED:moved=--clear) .venv
 	@echo "installing packages into .venv; this takes minutes without output"
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -235,10 +235,13 @@ class Project:
         self.run("git", "init", "--quiet", "--initial-branch=main")
         self.commit()
 
-    def copy(self, root: Path) -> "Project":
-        """Return a copy at `root` without tracked runs: neither records nor a store."""
+    def copy(self, root: Path, tracked: bool = False) -> "Project":
+        """Return a copy at `root`; unless `tracked`, it has neither records of runs nor a store."""
         copy = Project.__new__(Project)
         copy.root, copy.env = root, self.env
+        if tracked:
+            shutil.copytree(self.root, root, symlinks=True)
+            return copy
         shutil.copytree(
             self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "mlflow.db")
         )

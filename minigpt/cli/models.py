@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt.cli.output import warn
-from minigpt.common.errors import UserError, one_line
+from minigpt.common.errors import UserError
 
 if TYPE_CHECKING:
     from minigpt.generation.onnx_backend import OnnxBackend
@@ -82,34 +82,11 @@ def _reported_sha256(path: Path) -> str | None:
 
 def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
     """Download the ONNX file of a model and load it."""
-    import logging
     import tempfile
+
+    from minigpt.cli.mlflow_store import download
 
     if name is BackendName.torch:
         raise UserError(f"{uri}: MLflow stores the ONNX file only; use --backend onnx")
-    if "MLFLOW_TRACKING_URI" not in os.environ and not Path("mlflow.db").exists():
-        raise UserError(
-            f"{uri}: no tracking store here; run in the project's folder, or set "
-            "MLFLOW_TRACKING_URI"
-        )
-    os.environ |= {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    }
-    import mlflow.artifacts
-
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            artifact = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-        except Exception as error:  # of MLflow, SQLAlchemy or the network
-            raise UserError(
-                f"{uri}: not found in MLflow: {one_line(error)}; check the name or the run ID"
-            ) from None
-        files = [artifact] if artifact.is_file() else sorted(artifact.rglob("*.onnx"))
-        if len(files) != 1:
-            raise UserError(
-                f"{uri}: contains {len(files)} ONNX files, not one; name a model of MiniGPT"
-            )
-        return _load_onnx(files[0], uri)
+        return _load_onnx(download(uri, Path(folder)), uri)

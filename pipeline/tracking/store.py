@@ -6,60 +6,63 @@ The store is the project's own database, unless MLFLOW_TRACKING_URI names anothe
 import contextlib
 import functools
 import gc
-import logging
-import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from minigpt.cli.mlflow_store import (
+    ARTIFACTS,
+    DATABASE,
+    EXPERIMENT,
+    SQLITE,
+    configure_mlflow,
+    move_artifacts,
+    store_uri,
+)
 from minigpt.common.errors import UserError, one_line
 from pipeline.common import paths
 
-EXPERIMENT = "minigpt"
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as the description of a run
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds, for a server that does not answer
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
+SERVERS = ("http", "databricks")  # their artifacts are not in the project's folder
 
 
 def uri() -> str:
-    """Return $MLFLOW_TRACKING_URI, or the address of the project's own database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
-
-
-def _local_uri() -> str:
-    return f"sqlite:///{paths.root() / 'mlruns' / 'mlflow.db'}"
+    """Return the address of the store."""
+    return store_uri(paths.root())
 
 
 @functools.cache
 def mlflow() -> Any:
     """Import MLflow, which takes a second, and open the store."""
-    os.environ.update({**SETTINGS, **os.environ})
+    configure_mlflow()
     gc.disable()  # the import creates many objects that stay; scanning them adds a third
     try:
         import mlflow
     finally:
         gc.enable()
-    for noisy in ("mlflow", "alembic"):
-        # failures are raised as exceptions, too
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    folder, link = paths.root() / "mlruns", paths.root() / "mlflow.db"
-    folder.mkdir(exist_ok=True)
-    mlflow.set_tracking_uri(uri())
+    root, address = paths.root(), uri()
+    mlflow.set_tracking_uri(address)
     # several processes that create the database at once would corrupt it
-    with FileLock(folder / ".lock", timeout=120):
-        if uri() == _local_uri() and mlflow.get_experiment_by_name(EXPERIMENT) is None:
-            location = (folder / "artifacts").as_uri()
+    with _lock("open").acquire(timeout=120):
+        move_artifacts(address, root)
+        if not address.startswith(SERVERS) and mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            location = (root / ARTIFACTS).as_uri()
             mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+        if (root / DATABASE).exists():
             with contextlib.suppress(OSError):  # Windows may refuse, or the file exists
-                link.symlink_to("mlruns/mlflow.db")  # where a bare `mlflow ui` looks
+                (root / "mlflow.db").symlink_to(DATABASE)  # where a bare `mlflow ui` looks
         mlflow.set_experiment(EXPERIMENT)
     return mlflow
+
+
+def _lock(name: str) -> FileLock:
+    """Return a lock beside a local database; for a server, one that excludes this project only."""
+    local = uri().startswith(SQLITE)
+    file = Path(uri().removeprefix(SQLITE)) if local else paths.root() / ".minigpt/store"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{file}.{name}.lock")
 
 
 def client() -> Any:

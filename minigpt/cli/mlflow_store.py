@@ -1,0 +1,112 @@
+"""The tracking store of MLflow: its address, its settings, and the models in it.
+
+`pipeline/tracking` opens the store by the same functions.
+"""
+
+import logging
+import os
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from minigpt.common.errors import UserError, one_line
+
+EXPERIMENT = "minigpt"
+DATABASE = "mlruns/mlflow.db"
+ARTIFACTS = "mlruns/artifacts"
+SQLITE = "sqlite:///"
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds, for a server that does not answer
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# columns of MLflow's database, in any version
+LOCATIONS = """
+    SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'
+    AND c.name IN ('artifact_location', 'artifact_uri', 'source', 'storage_location')"""
+
+
+def store_uri(root: Path) -> str:
+    """Return $MLFLOW_TRACKING_URI, or the address of the database of the project at `root`.
+
+    A relative address begins at `root`, also in the temporary folder of a DVC experiment.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{SQLITE}{DATABASE}"
+    local = re.fullmatch(r"(sqlite[^:]*:///|file:|)([^:]+)", uri)
+    if local is None or uri == "databricks":
+        return uri
+    return f"{local[1]}{root / local[2]}"
+
+
+def configure_mlflow() -> None:
+    """Set up the environment, before the import of MLflow."""
+    os.environ.update({**SETTINGS, **os.environ})
+    for noisy in ("mlflow", "alembic"):
+        # failures are raised as exceptions, too
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+def move_artifacts(uri: str, root: Path) -> None:
+    """Correct the locations in the store of a project that was moved or copied to `root`.
+
+    MLflow stores absolute locations, so that a copy would write into the original.
+    """
+    database = Path(uri.removeprefix(SQLITE))
+    if not (database.is_relative_to(root) and database.exists()):
+        return
+    with closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        locations = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,)
+        )
+        location = str(next(locations, [""])[0])
+        old, new = location.removesuffix(f"/{ARTIFACTS}"), root.as_uri()
+        if old in (location, new) or not old.startswith("file:"):
+            return
+        # the experiment "Default" of MLflow has a path for a location
+        old_path, new_path = url2pathname(urlsplit(old).path), str(root)
+        columns = connection.execute(LOCATIONS).fetchall()
+        for before, after in ((f"{old}/", f"{new}/"), (f"{old_path}/", f"{new_path}/")):
+            for table, column in columns:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                    f" WHERE substr({column}, 1, ?) = ?",
+                    (after, len(before) + 1, len(f"{before}mlruns/"), f"{before}mlruns/"),
+                )
+
+
+def download(uri: str, folder: Path) -> Path:
+    """Download the ONNX file of a model in the store.
+
+    Raises:
+        UserError: There is no store or no such model, or it cannot be read.
+    """
+    root = Path.cwd()
+    address = store_uri(root)
+    if address == f"{SQLITE}{root / DATABASE}" and not (root / DATABASE).exists():
+        raise UserError(
+            f"{uri}: no tracking store here; run in the project's folder, or set "
+            "MLFLOW_TRACKING_URI"
+        )
+    configure_mlflow()
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    try:
+        move_artifacts(address, root)
+        mlflow.set_tracking_uri(address)
+        artifact = Path(download_artifacts(uri, dst_path=str(folder)))
+    except Exception as error:  # of MLflow, SQLAlchemy or the network
+        raise UserError(
+            f"{uri}: not found in MLflow: {one_line(error)}; check the name or the run ID"
+        ) from None
+    files = [artifact] if artifact.is_file() else sorted(artifact.rglob("*.onnx"))
+    if len(files) != 1:
+        raise UserError(
+            f"{uri}: contains {len(files)} ONNX files, not one; name a model of MiniGPT"
+        )
+    return files[0]
