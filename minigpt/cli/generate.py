@@ -71,7 +71,7 @@ def generate(
         bool,
         typer.Option(
             help="Speculative decoding with the draft table of the model file: the same text, "
-            "faster."
+            "faster. Quantized (int8) models have none."
         ),
     ] = True,
     raw: Annotated[

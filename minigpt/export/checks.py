@@ -14,6 +14,7 @@ from minigpt.generation.backend import Backend
 from minigpt.generation.onnx_backend import OnnxBackend
 
 MAX_ROWS = 4  # of the batches that are compared
+STEPS = 32  # decoded by `batch_changes_logits`
 
 
 @contextlib.contextmanager
@@ -53,6 +54,28 @@ def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> fl
     return float(np.nan_to_num(np.max(gaps), nan=np.inf))
 
 
+def batch_changes_logits(backend: Backend, seed: int = 0) -> bool:
+    """Return whether a row that is decoded alone has other logits, by any bit, than in a batch."""
+    rng = np.random.default_rng(seed)
+    V, B = backend.tokenizer.vocab_size, backend.max_batch_size
+    batch, alone = backend.new_cache(B), [backend.new_cache(1) for _ in range(B)]
+    lengths = rng.integers(1, backend.max_seq_len // 2 + 1, size=B)  # (B,)
+    for row, length in enumerate(lengths):
+        ids = rng.integers(V, size=length)
+        batch.prefill(row, ids, 0)
+        alone[row].prefill(0, ids, 0)
+    for _ in range(min(STEPS, backend.max_seq_len // 2)):
+        ids = rng.integers(V, size=B)
+        expected = [
+            cache.prefill(0, ids[row : row + 1], int(lengths[row]))[0]
+            for row, cache in enumerate(alone)
+        ]
+        if not np.array_equal(batch.decode(ids, lengths), np.stack(expected)):
+            return True
+        lengths += 1
+    return False
+
+
 def logits_of(backend: Backend, input_ids: Tensor) -> Tensor:
     """Run a backend like `MiniGPT.forward`: (B, T) → (B, T, V)."""
     cache = backend.new_cache(1)
@@ -65,6 +88,18 @@ def check_parity(difference: float, tolerance: float) -> None:
         raise UserError(
             f"export.tolerance: the ONNX model's logits differ from PyTorch's by {difference:.2g}, "
             f"more than {tolerance:.2g}; no file was written"
+        )
+
+
+def check_batches(backend: Backend) -> None:
+    """Raise UserError if the text of a quantized model would depend on the batch.
+
+    Its activations are rounded too, which turns differences in the last bit into visible ones.
+    """
+    if batch_changes_logits(backend):
+        raise UserError(
+            "export.quantize: on this processor, a quantized model generates other texts in a "
+            "batch than alone; set it to null"
         )
 
 

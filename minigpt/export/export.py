@@ -4,7 +4,14 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from minigpt.export.checks import check_parity, check_quality, max_logit_difference, opened
+from minigpt.export.checks import (
+    check_batches,
+    check_parity,
+    check_quality,
+    max_logit_difference,
+    opened,
+)
+from minigpt.export.int8 import BLOCK_SIZE
 from minigpt.export.onnx_graph import build_proto, serialize, to_onnx
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.torch_backend import TorchBackend
@@ -49,14 +56,18 @@ def export_quantized(
         max_loss: Maximum increase of bits per character, as a share.
 
     Raises:
-        UserError: The quality loss is larger than `max_loss`.
+        UserError: The quality loss is larger than `max_loss`, or texts depend on the batch.
     """
     proto = build_proto(model, quantize)
-    with opened(serialize(proto, metadata)) as quantized:
+    quantization: dict[str, Any] = {"type": quantize, "block_size": BLOCK_SIZE}
+    # without the table of draft tokens, which would change the text (see `OnnxBackend`)
+    metadata = {name: value for name, value in metadata.items() if name != "ngram_table"}
+    with opened(serialize(proto, {**metadata, "quantization": quantization})) as quantized:
+        check_batches(quantized)
         bits = bits_per_char(quantized)
     check_quality(bits, expected, max_loss)
     quality = {"bits_per_char": bits, "quality_loss": bits / expected - 1}
-    data = serialize(proto, {**metadata, "quantization": {"type": quantize, **quality}})
+    data = serialize(proto, {**metadata, "quantization": {**quantization, **quality}})
     return data, {**quality, **_file_figures(data)}
 
 

@@ -97,7 +97,7 @@ def serialize(proto: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
 
 
 def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:
-    """Return the model as ONNX; `quantize="int8"` makes it a quarter as large, less accurate."""
+    """Return the model as ONNX; `quantize="int8"` stores its matrices in 8 bits."""
     graph = Graph(int8=quantize == "int8")
     model = fold_layer_norms(model)
     add_model(graph, model)

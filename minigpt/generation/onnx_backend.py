@@ -71,17 +71,23 @@ class OnnxBackend:
             check_format_version(path, self.metadata)
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
             self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
-            self.ngram_table = read_ngram_table(self.metadata, self.tokenizer.vocab_size)
+            quantization = self.metadata.get("quantization")
+            # Quantized activations turn differences in the last bit into visible ones. The kernels
+            # differ so much between one token and several of a row, hence there are no drafts.
+            self.ngram_table = (
+                None if quantization else read_ngram_table(self.metadata, self.tokenizer.vocab_size)
+            )
+            # in older files, with larger blocks, also between one row and several
+            batchable = not quantization or quantization.get("block_size", 128) <= 64
             shapes = {value.name: value.shape for value in self.session.get_inputs()}
             _, self._heads, _, self._head_size = shapes["past_key_0"]
         except (KeyError, ValueError, TypeError, AttributeError):
             raise UserError(
                 f"{path}: an ONNX file, but not one that this version of MiniGPT exported"
             ) from None
-        # a pass over this many tokens takes little longer than over one; fewer with 8-bit weights
-        self.draft_length = 2 if "quantization" in self.metadata else 5
+        self.draft_length = 5  # a pass over this many tokens takes little longer than over one
         # a batch shares the reading of the weights; small weights stay in the CPU's caches anyway
-        self.max_batch_size = 6 if small else 16
+        self.max_batch_size = (6 if small else 16) if batchable else 1
 
     def new_cache(self, batch_size: int) -> "OnnxKVCache":
         shape = (batch_size, self._heads, self.max_seq_len, self._head_size)

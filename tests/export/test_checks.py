@@ -24,14 +24,24 @@ from minigpt.corpus.encode import encode_corpus
 from minigpt.data.batches import Batches
 from minigpt.data.token_files import SplitInfo, Tokens
 from minigpt.evaluation.evaluate import predict, summarize
-from minigpt.export.checks import check_parity, check_quality, logits_of, max_logit_difference
+from minigpt.export.checks import (
+    batch_changes_logits,
+    check_batches,
+    check_parity,
+    check_quality,
+    logits_of,
+    max_logit_difference,
+)
+from minigpt.export.int8 import BLOCK_SIZE
 from minigpt.export.onnx_graph import to_onnx
-from minigpt.generation.engine import generate
+from minigpt.generation.engine import generate, run
 from minigpt.generation.generate import window_start
 from minigpt.generation.onnx_backend import OnnxBackend, OnnxKVCache
 from minigpt.generation.sampling import Sampling
+from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.tokenizer import BPETokenizer
+from minigpt.training.ngram import build_ngram_table
 from minigpt.training.train import Trainer
 
 METADATA = {"training": {"val/loss": 1.0}}
@@ -247,3 +257,44 @@ def test_bpe_model_generates_the_same_text_in_both_backends(tmp_path):
         sampling = Sampling(temperature=3.0, top_k=1000, seed=seed)
         ids = engine_ids(theirs, "", 40, sampling)
         assert "".join(generate(ours, "", 40, sampling)) == tokenizer.decode(ids)
+
+
+@pytest.fixture(scope="module")
+def int8_models(trained, tokenizer, sentences, tmp_path_factory) -> dict[int, OnnxBackend]:
+    """Return quantized models with a draft table, by the size of their blocks."""
+    ids = np.concatenate([tokenizer.encode_array(text) for text in sentences])
+    table = build_ngram_table(ids, tokenizer.vocab_size).to_text()
+    torch.manual_seed(0)
+    model = randomize(build_model(tokenizer.vocab_size, num_layers=2, max_seq_len=64))
+    models = {}
+    for block_size in (BLOCK_SIZE, 128):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("minigpt.export.int8.BLOCK_SIZE", block_size)
+            patch.setattr("minigpt.export.onnx_graph.BLOCK_SIZE", block_size)
+            quantization = {"type": "int8", "block_size": block_size}
+            metadata = model_metadata(
+                model, tokenizer, ngram_table=table, quantization=quantization
+            )
+            path = tmp_path_factory.mktemp("int8") / "model.onnx"
+            path.write_bytes(to_onnx(model, metadata, "int8"))
+            models[block_size] = OnnxBackend(path)
+    return models
+
+
+@pytest.mark.parametrize("block_size", [BLOCK_SIZE, 128])
+def test_int8_text_is_the_same_alone_as_in_a_batch(int8_models, block_size):
+    backend, sampling = int8_models[block_size], Sampling(temperature=2, ignore_eos=True)
+    sequences = [Sequence(backend.tokenizer, "the", sampling, sample, 150) for sample in range(6)]
+    for _ in run(backend, sequences):
+        pass
+    for sample, sequence in enumerate(sequences):
+        assert sequence.generated == engine_ids(backend, "the", 150, sampling, sample)
+        assert sequence.drafted == 0
+
+
+def test_larger_int8_blocks_fail_the_check_of_batches(int8_models, monkeypatch):
+    assert not batch_changes_logits(int8_models[BLOCK_SIZE])
+    monkeypatch.setattr(int8_models[128], "max_batch_size", 6)
+    if batch_changes_logits(int8_models[128]):  # depends on the processor
+        with pytest.raises(UserError, match=r"export\.quantize: .* in a batch than alone"):
+            check_batches(int8_models[128])

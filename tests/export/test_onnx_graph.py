@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import build_model, randomize
+from conftest import build_model, model_metadata, randomize
 from onnx import TensorProto
 from torch import nn
 
@@ -150,7 +150,7 @@ def test_cached_attention_matches_pytorch(heads, positional, qk_norm):
 def int8_comparison(trained, tokenizer, sentences, tmp_path_factory):
     """Return the losses and the file sizes of the float32 and the int8 model."""
     folder = tmp_path_factory.mktemp("int8")
-    metadata = {"config": {"max_seq_len": 64}, "tokenizer": tokenizer.to_dict()}
+    metadata = model_metadata(trained.model, tokenizer)
     texts = [tokenizer.encode_array(text)[None, :65] for text in sentences[:10]]
     losses, sizes = [], []
     for quantize in (None, "int8"):
