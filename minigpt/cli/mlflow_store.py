@@ -9,15 +9,19 @@ import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from minigpt.common.errors import UserError, one_line
+from minigpt.common.files import file_digest
 
 EXPERIMENT = "minigpt"
 DATABASE = "mlruns/mlflow.db"
 ARTIFACTS = "mlruns/artifacts"
 SQLITE = "sqlite:///"
+SHA256_TAG = "sha256"  # of a version in the registry: that of its ONNX file
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # codes of MLflow's errors
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds, for a server that does not answer
@@ -43,12 +47,15 @@ def store_uri(root: Path) -> str:
     return f"{local[1]}{root / local[2]}"
 
 
-def configure_mlflow() -> None:
-    """Set up the environment, before the import of MLflow."""
+def import_mlflow() -> Any:
+    """Import MLflow with short timeouts and without its messages."""
     os.environ.update({**SETTINGS, **os.environ})
+    import mlflow
+
     for noisy in ("mlflow", "alembic"):
         # failures are raised as exceptions, too
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    return mlflow
 
 
 def move_artifacts(uri: str, root: Path) -> None:
@@ -83,7 +90,8 @@ def download(uri: str, folder: Path) -> Path:
     """Download the ONNX file of a model in the store.
 
     Raises:
-        UserError: There is no store or no such model, or it cannot be read.
+        UserError: There is no store or no such model, it cannot be read, or the file is another one
+            than was promoted.
     """
     root = Path.cwd()
     address = store_uri(root)
@@ -92,21 +100,48 @@ def download(uri: str, folder: Path) -> Path:
             f"{uri}: no tracking store here; run in the project's folder, or set "
             "MLFLOW_TRACKING_URI"
         )
-    configure_mlflow()
-    import mlflow
-    from mlflow.artifacts import download_artifacts
-
+    mlflow = import_mlflow()
     try:
         move_artifacts(address, root)
         mlflow.set_tracking_uri(address)
-        artifact = Path(download_artifacts(uri, dst_path=str(folder)))
+        expected = _promoted_sha256(mlflow.MlflowClient(), uri)
+        artifact = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     except Exception as error:  # of MLflow, SQLAlchemy or the network
-        raise UserError(
-            f"{uri}: not found in MLflow: {one_line(error)}; check the name or the run ID"
-        ) from None
+        if getattr(error, "error_code", None) in ABSENT:
+            problem = f"not found in MLflow: {one_line(error)}; check the name or the run ID"
+        else:
+            problem = f"cannot be loaded from MLflow: {reason(error)}; fix it and try again"
+        raise UserError(f"{uri}: {problem}") from None
     files = [artifact] if artifact.is_file() else sorted(artifact.rglob("*.onnx"))
     if len(files) != 1:
         raise UserError(
             f"{uri}: contains {len(files)} ONNX files, not one; name a model of MiniGPT"
         )
+    if expected not in (None, file_digest(files[0], "sha256")):
+        raise UserError(
+            f"{uri}: not the file that was promoted (another SHA-256), so it is damaged or was "
+            "exchanged; use another version"
+        )
     return files[0]
+
+
+def _promoted_sha256(client: Any, uri: str) -> str | None:
+    """Return the SHA-256 that the registry has for a model; None for models outside of it."""
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    if uri.startswith("runs:/"):
+        return None
+    version = get_model_name_and_version(client, uri)  # type: ignore[no-untyped-call]
+    return client.get_model_version(*version).tags.get(SHA256_TAG) if len(version) == 2 else None
+
+
+def reason(error: Exception) -> str:
+    """Return the first cause of `error` in one line.
+
+    The later ones repeat the address of the store, which may hold a password.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    while isinstance(cause := error.__cause__ or error.__context__, Exception):
+        error = cause
+    return one_line(error) or type(error).__name__

@@ -89,4 +89,8 @@ def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
     if name is BackendName.torch:
         raise UserError(f"{uri}: MLflow stores the ONNX file only; use --backend onnx")
     with tempfile.TemporaryDirectory() as folder:
-        return _load_onnx(download(uri, Path(folder)), uri)
+        file = download(uri, Path(folder))
+        try:
+            return _load_onnx(file, uri)
+        except UserError as error:  # names the temporary file
+            raise UserError(str(error).replace(str(file), uri)) from None

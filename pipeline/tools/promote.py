@@ -7,6 +7,7 @@ python -m pipeline.tools.promote faster    the model of the DVC experiment or Gi
 import argparse
 from typing import Any
 
+from minigpt.cli.mlflow_store import SHA256_TAG
 from minigpt.common.errors import UserError
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
@@ -25,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("which", nargs="?", default="", help="a DVC experiment or a Git revision")
     which = parser.parse_args().which
-    with store.user_errors():
+    with store.user_errors(), store.lock("promote"):
         print(promote(which))
 
 
@@ -54,7 +55,7 @@ def promote(which: str = "") -> str:
             raise UserError(
                 f"not promoted: the validation loss is {loss:.4f}, that of the {ALIAS} is {before}"
             )
-    model = {"model_md5": tags["model_md5"]}
+    model = {"model_md5": tags["model_md5"], SHA256_TAG: tags["onnx_sha256"]}
     version = mlflow().register_model(tags["onnx_model"], NAME, tags=model).version
     client().set_registered_model_alias(NAME, ALIAS, version)
     card = tags[store.DESCRIPTION][:5000]  # the limit of the registry
@@ -74,7 +75,7 @@ def _find(snapshot: Snapshot, name: str) -> Any:
 
 
 def _check_complete(run: Any, snapshot: Snapshot) -> None:
-    missing = {"model_md5", "validation_tokens", "onnx_model"} - run.data.tags.keys()
+    missing = {"model_md5", "validation_tokens", "onnx_model", "onnx_sha256"} - run.data.tags.keys()
     difference = run.data.metrics.get("export/max_logit_difference")
     if missing or difference is None or LOSS not in run.data.metrics:
         revision = snapshot.revision[:9]

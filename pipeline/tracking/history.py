@@ -20,7 +20,7 @@ from pipeline.common import paths
 from pipeline.tracking import lineage, reports
 from pipeline.tracking.git import git
 from pipeline.tracking.params import flatten, run_name
-from pipeline.tracking.record import Record
+from pipeline.tracking.record import Record, find_record, records_lock
 
 CURVES = (paths.REPORTS / "training.csv", paths.REPORTS / "validation.csv")
 
@@ -125,8 +125,13 @@ def models_in_git() -> list[Snapshot]:
     return list(models.values())
 
 
-def restore(snapshot: Snapshot) -> Record:
-    """Make a record of a training that was not tracked here."""
+def find_or_restore(snapshot: Snapshot) -> Record:
+    """Return the record of the run that made a model; make one if it was not tracked here."""
+    with records_lock():
+        return find_record(snapshot.model_md5) or _restore(snapshot)
+
+
+def _restore(snapshot: Snapshot) -> Record:
     tags, parent, end_time = lineage.origin(), "HEAD", None
     if snapshot.revision:
         tags, parent = {"git_commit": snapshot.revision}, f"{snapshot.revision}^"

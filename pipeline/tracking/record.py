@@ -132,6 +132,12 @@ def _folder() -> Path:
     return paths.root() / ".minigpt" / "runs"
 
 
+def records_lock() -> FileLock:
+    """Return the lock under which a process that finds no record makes one."""
+    _folder().mkdir(parents=True, exist_ok=True)
+    return FileLock(_folder() / ".lock")
+
+
 def records() -> Iterator[Record]:
     """Yield all records, the oldest first."""
     for file in sorted(_folder().glob("*/run.json")):

@@ -17,17 +17,17 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
+from minigpt.cli.mlflow_store import reason
 from minigpt.common.config import Params
-from minigpt.common.errors import one_line
 from minigpt.common.files import file_digest
 from minigpt.data.token_files import Tokens
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.train import Metrics, Trainer
 from pipeline.common import paths
 from pipeline.tracking import lineage, reports, store
-from pipeline.tracking.history import CURVES, Snapshot, restore, restore_evaluation
+from pipeline.tracking.history import CURVES, Snapshot, find_or_restore, restore_evaluation
 from pipeline.tracking.params import flatten, run_name
-from pipeline.tracking.record import Record, find_record, records
+from pipeline.tracking.record import Record, records
 from pipeline.tracking.upload import upload
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Run:
             yield
         except Exception as error:
             if not self._warned:
-                log.warning("tracking failed (%s)", one_line(error))
+                log.warning("tracking failed (%s)", reason(error))
             self._warned = True
 
     def __enter__(self) -> Self:
@@ -91,7 +91,7 @@ class Run:
                 log.warning("the run is recorded, but not uploaded; `make sync` repeats the upload")
 
     def _open(self) -> Record:
-        return find_record(file_digest(paths.MODEL, "md5")) or restore(Snapshot())
+        return find_or_restore(Snapshot())
 
     def report(self, stage: str, config: BaseModel, files: list[Path]) -> None:
         """Log the files that a stage made with `config`; write the model card."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from minigpt.common.files import atomic_write
 from pipeline.common import paths
 from pipeline.tracking import store
-from pipeline.tracking.history import Snapshot, models_in_git, restore, restore_evaluation
+from pipeline.tracking.history import Snapshot, find_or_restore, models_in_git, restore_evaluation
 from pipeline.tracking.record import Record, find_record, records
 from pipeline.tracking.reports import is_current
 from pipeline.tracking.upload import upload
@@ -19,14 +19,12 @@ def sync() -> Iterator[str]:
     Runs whose process is alive are left to that process; one whose process is gone is closed.
     """
     store.mlflow()
-    folder = paths.root() / ".minigpt"
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / "sync.lock"):
+    with store.lock("sync"):
         snapshots = {snapshot.model_md5: snapshot for snapshot in (*models_in_git(), Snapshot())}
         for md5, snapshot in snapshots.items():
             # the card of the current model is made from a record
             if md5 and not find_record(md5) and not (snapshot.revision and _is_complete(md5)):
-                yield f"restored: {restore(snapshot).info['name']}"
+                yield f"restored: {find_or_restore(snapshot).info['name']}"
         for record in records():
             try:
                 with record.lock.acquire(blocking=False):
@@ -38,7 +36,7 @@ def sync() -> Iterator[str]:
 def _is_complete(md5: str) -> bool:
     """Return whether the store has the evaluation and the exported file of a model."""
     run, metrics = store.find_model(md5), {"evaluation/loss", "export/bytes"}
-    return run and metrics <= run.data.metrics.keys() and "onnx_model" in run.data.tags
+    return run and metrics <= run.data.metrics.keys() and "onnx_sha256" in run.data.tags
 
 
 def _sync_record(record: Record, snapshots: dict[str, Snapshot]) -> Iterator[str]:

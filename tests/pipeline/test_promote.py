@@ -37,6 +37,15 @@ def test_the_champion_is_the_exported_file_with_its_card(promoted, tmp_path):
     assert file.read_bytes() == (promoted.root / "models/minigpt.onnx").read_bytes()
 
 
+def test_an_exchanged_file_is_refused(promoted, tmp_path):
+    copy = promoted.copy(tmp_path / "copy", tracked=True)
+    for file in (copy.root / "mlruns/artifacts").rglob("model.onnx"):
+        file.write_bytes(file.read_bytes() + b"\0")
+    out = copy.run("minigpt-cli", "generate", "--model", "models:/minigpt@champion", code=1)
+    assert "models:/minigpt@champion: not the file that was promoted" in out
+    assert out.count("\n") == 1
+
+
 def test_the_command_line_takes_mlflow_models(promoted):
     command = ["minigpt-cli", "generate", "--prompt", "The ", "--seed", "3"]
     expected = promoted.run(*command)

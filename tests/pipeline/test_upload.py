@@ -1,11 +1,17 @@
 """Records, and their upload to MLflow."""
 
 import errno
+import shlex
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from minigpt.common.errors import UserError
+from pipeline.tools import promote
 from pipeline.tracking import store
 from pipeline.tracking.record import Record
 from pipeline.tracking.run import Run
@@ -135,6 +141,47 @@ def test_a_lost_run_is_made_again(client, record):
     upload(record)
     assert steps(client, record) == [1, 2, 3]
     assert client.list_artifacts(tracked(record).info.run_id, "reports")
+
+
+def test_a_deleted_experiment_names_the_command_that_restores_it(client, record):
+    client.delete_experiment(store.experiment_id())
+    store.mlflow.cache_clear()
+    with pytest.raises(UserError, match=r"sqlite:///.* mlflow experiments restore") as error:
+        upload(record)
+    command = shlex.split(str(error.value).split("`")[1])
+    subprocess.run(["env", *command], check=True, capture_output=True)
+    assert upload(record)
+
+
+def test_variables_that_name_another_run_are_ignored(record, monkeypatch, caplog):
+    upload(record)
+    other = tracked(record).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", other)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    store.mlflow.cache_clear()
+    second = Record.create("another run", {})
+    upload(second)
+    assert tracked(second).info.run_id != other
+    assert caplog.text.count("MLFLOW_RUN_ID, MLFLOW_EXPERIMENT_ID: ignored") == 1
+
+
+def test_promotions_wait_for_each_other(client, monkeypatch):
+    events = []
+
+    def decide(which: str) -> str:
+        events.append("look")
+        time.sleep(0.1)
+        events.append("write")
+        return which
+
+    monkeypatch.setattr(promote, "promote", decide)
+    monkeypatch.setattr("sys.argv", ["promote"])
+    threads = [threading.Thread(target=promote.main) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert events == ["look", "write"] * 2
 
 
 def test_half_a_line_of_metrics_is_skipped(record):
