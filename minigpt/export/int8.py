@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# Weights of a row that share a scale. Above 64, the kernel rounds one row of activations differently
-# from several, so the text would depend on the batch.
+# Weights of a row that share a scale. Above 64, the kernel rounds one row of activations
+# differently from several, so the text would depend on the batch.
 BLOCK_SIZE = 64
 
 

@@ -1,8 +1,8 @@
 """SHA-256 of an ONNX file, stored in the file itself.
 
-The digest is an entry of the file's metadata, "sha256", and covers all bytes before it. Two protobuf
-messages in a row are one message with the fields of both. So the entry is appended to the file, and
-programs that read ONNX need no change.
+The digest is an entry of the file's metadata, "sha256", and covers all bytes before it. Two
+protobuf messages in a row are one message with the fields of both. So the entry is appended to the
+file, and programs that read ONNX need no change.
 """
 
 import hashlib
