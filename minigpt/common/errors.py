@@ -22,4 +22,5 @@ class UserError(Exception):
 
 def one_line(error: Exception) -> str:
     """Return the message of `error` as part of one line."""
-    return " ".join(str(error).split())[:200]
+    text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return " ".join(text.split())[:200]

@@ -29,11 +29,11 @@ import numpy as np
 import onnxruntime
 from onnxruntime import OrtValue
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, one_line
 from minigpt.common.format_version import check_format_version
 from minigpt.data.ngram_table import read_ngram_table
 from minigpt.generation.onnx_digest import digests
-from minigpt.tokenizer import tokenizer_from_dict
+from minigpt.tokenizer import BOS, Tokenizer, tokenizer_from_dict
 
 SMALL_MODEL = 1 << 24  # bytes of the file
 MAX_BOUND_TOKENS = 8  # forward passes of more tokens are rare, so their binding is not kept
@@ -70,7 +70,6 @@ class OnnxBackend:
             )
             check_format_version(path, self.metadata)
             self.tokenizer = tokenizer_from_dict(self.metadata["tokenizer"])
-            self.max_seq_len: int = self.metadata["config"]["max_seq_len"]
             quantization = self.metadata.get("quantization")
             # Quantized activations turn differences in the last bit into visible ones. The kernels
             # differ so much between one token and several of a row, hence there are no drafts.
@@ -79,15 +78,31 @@ class OnnxBackend:
             )
             # in older files, with larger blocks, also between one row and several
             batchable = not quantization or quantization.get("block_size", 128) <= 64
-            shapes = {value.name: value.shape for value in self.session.get_inputs()}
-            _, self._heads, _, self._head_size = shapes["past_key_0"]
-        except (KeyError, ValueError, TypeError, AttributeError):
+            shape = _check_interface(self.session, self.metadata["config"], self.tokenizer)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: an ONNX file, but not one that this version of MiniGPT exported"
+                f"{path}: an ONNX file, but not one that this version of MiniGPT exported: "
+                f"{one_line(error)}"
             ) from None
+        self._heads, self.max_seq_len, self._head_size = shape
         self.draft_length = 5  # a pass over this many tokens takes little longer than over one
         # a batch shares the reading of the weights; small weights stay in the CPU's caches anyway
         self.max_batch_size = (6 if small else 16) if batchable else 1
+        self._try(path)
+
+    def _try(self, path: Path) -> None:
+        """Run the model on its last token and at its last position.
+
+        Raises:
+            UserError: It fails, or a logit is not finite.
+        """
+        ids = np.array([BOS, self.tokenizer.vocab_size - 1])
+        try:
+            logits = self.new_cache(1).prefill(0, ids, self.max_seq_len - len(ids))
+        except Exception as error:  # the exceptions of ONNX Runtime share no narrower class
+            raise UserError(f"{path}: cannot be run: {one_line(error)}; export it again") from None
+        if not np.isfinite(logits).all():
+            raise UserError(f"{path}: damaged: it computes numbers that are not finite")
 
     def new_cache(self, batch_size: int) -> "OnnxKVCache":
         shape = (batch_size, self._heads, self.max_seq_len, self._head_size)
@@ -168,6 +183,37 @@ class _Binding:
         for value in outputs:
             past = value.name.replace("present", "past")
             self.io.bind_ortvalue_output(value.name, self._values[past])
+
+
+def _check_interface(
+    session: onnxruntime.InferenceSession, config: dict[str, Any], tokenizer: Tokenizer
+) -> tuple[int, int, int]:
+    """Compare inputs and outputs with the metadata; return the sizes (H, S, D) of a cache.
+
+    Raises:
+        ValueError: They do not fit together; the message names the first difference.
+    """
+    values = [*session.get_inputs(), *session.get_outputs()]
+    found = {value.name: (value.type, value.shape) for value in values}
+    L = sum(name.startswith("past_key_") for name in found)
+    _, H, S, D = found["past_key_0"][1]
+    V = tokenizer.vocab_size
+    sizes = {"num_layers": L, "num_heads": H, "max_seq_len": S, "vocab_size": V}
+    for name, size in sizes.items():
+        if config[name] != size:
+            raise ValueError(f"its graph has a {name} of {size}, its config of {config[name]}")
+    kinds = [f"{part}_{layer}" for layer in range(L) for part in ("key", "value")]
+    caches = [f"{time}_{kind}" for time in ("past", "present") for kind in kinds]
+    ids = ["input_ids", "positions"] + ["previous_ids"] * bool(config.get("bigram_buckets"))
+    expected: dict[str, tuple[str, list[str | int]]] = {
+        **dict.fromkeys(ids, ("tensor(int64)", ["B", "T"])),
+        **dict.fromkeys(caches, ("tensor(float)", ["B", H, S, D])),
+        "logits": ("tensor(float)", ["B", "T", V]),
+    }
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name)}, but must be {expected.get(name)}")
+    return H, S, D
 
 
 def _read(path: Path) -> bytes:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, one_line
 from minigpt.data.ngram_table import read_ngram_table
 from minigpt.model.checkpoint import load_model
 from minigpt.model.model import MiniGPT, TransformerBlock
@@ -40,8 +40,10 @@ class TorchBackend:
         bind_parameters(model)
         try:
             return cls(model, tokenizer_from_dict(metadata["tokenizer"]), metadata)
-        except (KeyError, ValueError, TypeError, AttributeError):
-            raise UserError(f"{path}: not a model of this version of MiniGPT") from None
+        except (ValueError, TypeError, AttributeError) as error:  # in the draft table
+            raise UserError(
+                f"{path}: not a model of this version of MiniGPT: {one_line(error)}"
+            ) from None
 
     def new_cache(self, batch_size: int) -> "TorchKVCache":
         return TorchKVCache(self.model, batch_size)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from minigpt.common.config import ModelConfig, add_missing
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, one_line
 from minigpt.common.files import atomic_write, read_errors
 from minigpt.common.format_version import check_format_version
 from minigpt.model.model import MiniGPT
+from minigpt.model.size import num_parameters
+from minigpt.tokenizer import tokenizer_from_dict
 
 Tensors = dict[str, Tensor]
 
@@ -66,18 +68,38 @@ def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:
     """Return the model stored at `path`, in evaluation mode, and the file's metadata.
 
     Raises:
-        UserError: The file is missing, damaged, too new, or holds no model.
+        UserError: The file is missing, damaged or too new, or its tensors are not those of the
+            model that its metadata describe, or not finite.
     """
     try:
         with read_errors(path, "run `dvc repro` to train a model"):
             tensors, metadata = load(path)
         check_format_version(path, metadata)
-        config = add_missing({"model": metadata["config"]})["model"]
-        vocab_size = config.pop("vocab_size")
-        model = MiniGPT(vocab_size, ModelConfig(**config))
+        values = add_missing({"model": metadata["config"]})["model"]
+        vocab_size, config = values.pop("vocab_size"), ModelConfig(**values)
+        _check_tensors(tensors, num_parameters(vocab_size, config))
+        if tokenizer_from_dict(metadata["tokenizer"]).vocab_size != vocab_size:
+            raise ValueError("its vocabulary has another size than its model")
+        model = MiniGPT(vocab_size, config)
         model.load_state_dict(tensors)
     except DamagedFileError as error:
         raise UserError(f"{error}; run `dvc repro` to train it again") from None
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        raise UserError(f"{path}: not a model of this version of MiniGPT") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: not a model of this version of MiniGPT: {one_line(error)}"
+        ) from None
     return model.eval(), metadata
+
+
+def _check_tensors(tensors: Tensors, expected: int) -> None:
+    """Check tensors before a model of `expected` parameters is built, which may be a huge number.
+
+    Raises:
+        ValueError: There are more or fewer, or one is not finite.
+    """
+    found = sum(tensor.numel() for tensor in tensors.values())
+    if found != expected:
+        raise ValueError(f"it contains {found:,} parameters, but its config means {expected:,}")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} contains numbers that are not finite")

@@ -1,0 +1,18 @@
+"""Size of a model, computed from its configuration before anything is allocated."""
+
+from minigpt.common.config import ModelConfig
+
+
+def num_parameters(vocab_size: int, config: ModelConfig) -> int:
+    """Return the number of weights of `MiniGPT(vocab_size, config)`."""
+    V, C, F = vocab_size, config.d_model, config.d_ff
+    norm = 2 * C
+    attention = _linear(C, 3 * C) + _linear(C, C)
+    feed_forward = _linear(C, F) + _linear(F, C)
+    block = norm + attention + norm + feed_forward
+    embeddings = (V + config.bigram_buckets) * C
+    return embeddings + config.num_layers * block + norm + _linear(C, V)
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
