@@ -1,4 +1,4 @@
-"""Model files that do not keep their contract: refused on loading, in a line that names the file."""
+"""Model files that break their contract: refused on loading, in a line that names the file."""
 
 import copy
 import time

@@ -34,10 +34,11 @@ def test_damaged_onnx_file_is_detected(content, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damage") / "model.onnx"
     path.write_bytes(damaged)
     try:
-        assert not OnnxBackend(path).verified
-        assert damaged[: len(content) - ENTRY_LENGTH] == content[:-ENTRY_LENGTH]
-    except UserError as error:
-        assert str(error).startswith(f"{path}: ")  # noqa: PT017 (not every damage is an error)
+        verified = OnnxBackend(path).verified
+    except UserError:
+        return
+    assert not verified
+    assert damaged[: len(content) - ENTRY_LENGTH] == content[:-ENTRY_LENGTH]
 
 
 def test_digest_is_an_entry_of_the_metadata(content):
