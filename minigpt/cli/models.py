@@ -1,6 +1,5 @@
 """Load the model that a command names: a file, or a model stored by MLflow."""
 
-import json
 import os
 from contextlib import suppress
 from enum import StrEnum
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from minigpt.cli.output import warn
 from minigpt.common.errors import UserError
+from minigpt.common.files import parse_json
 
 if TYPE_CHECKING:
     from minigpt.generation.onnx_backend import OnnxBackend
@@ -73,7 +73,7 @@ def _reported_sha256(path: Path) -> str | None:
         if path.match(output):
             report = path.parents[output.count("/")] / "reports/export.json"
             with suppress(OSError, ValueError, KeyError, TypeError):
-                figures = json.loads(report.read_text("utf-8"))
+                figures = parse_json(report.read_bytes())
                 for key in keys:
                     figures = figures[key]
                 return str(figures)

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, one_line
 from minigpt.common.files import read_errors
 from minigpt.common.text import Normalization
 
@@ -233,7 +233,9 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     except ValidationError as error:
         raise UserError(f"{path}: {_one_line(error)}") from None
     except (YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from None
 
 
 def _one_line(error: ValidationError) -> str:

@@ -4,12 +4,11 @@ Ids 0 to 3 are special tokens; the vocabulary follows. A special token is an id 
 text that spells "<eos>" is encoded as the characters of its spelling.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from minigpt.common.errors import UserError
-from minigpt.common.files import read_errors
+from minigpt.common.files import parse_json, read_errors
 from minigpt.tokenizer.base import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, Decoder, Tokenizer
 from minigpt.tokenizer.bpe import BPETokenizer
 from minigpt.tokenizer.char import CharTokenizer
@@ -49,6 +48,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
     advice = "run the stage build_vocab"
     try:
         with read_errors(path, advice):
-            return tokenizer_from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return tokenizer_from_dict(parse_json(path.read_bytes()))
     except ValueError as error:
         raise UserError(f"{path}: not a vocabulary: {error}; {advice}") from None

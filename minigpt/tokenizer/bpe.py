@@ -142,14 +142,15 @@ class BPETokenizer(Tokenizer):
             )
             vocab = values["model"]["vocab"]
             tokenizer = cls(len(vocab), form, "Lowercase" in steps)
-            settings = tokenizer._settings()
-            tokenizer._set_vocabulary(values)
+            # first, because the library panics on merges that do not fit its settings
             valid = (
-                list(vocab.values()) == list(range(len(vocab)))
+                _settings(values) == _settings(tokenizer.to_dict())
+                and list(vocab.values()) == list(range(len(vocab)))
                 and BYTE_OF.keys() <= vocab.keys()
                 and tuple(vocab)[: len(SPECIAL_TOKENS)] == SPECIAL_TOKENS
-                and tokenizer._settings() == settings
             )
+            if valid:
+                tokenizer._set_vocabulary(values)
         except ImportError:
             raise
         except Exception:  # the library raises no narrower class
@@ -160,10 +161,13 @@ class BPETokenizer(Tokenizer):
             )
         return tokenizer
 
-    def _settings(self) -> dict[str, Any]:
-        """Return the library's configuration without vocabulary and merges."""
-        values = json.loads(self._library.to_str())
-        return {**values, "model": {**values["model"], "vocab": None, "merges": None}}
+
+def _settings(values: dict[str, Any]) -> Any:
+    """Return the library's configuration in `values`, without vocabulary and merges."""
+    from tokenizers import Tokenizer
+
+    model = {**values["model"], "vocab": {}, "merges": []}
+    return json.loads(Tokenizer.from_str(json.dumps({**values, "model": model})).to_str())
 
 
 def _byte_level_library(normalization: Normalization, lowercase: bool) -> "tokenizers.Tokenizer":

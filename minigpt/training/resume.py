@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from minigpt.common.config import Params, RuntimeConfig
-from minigpt.common.files import atomic_write, file_digest
+from minigpt.common.files import atomic_write, file_digest, parse_json
 from minigpt.data.token_files import Tokens
 from minigpt.model.checkpoint import DamagedFileError, Tensors, load, save
 from minigpt.training.device import use_bfloat16
@@ -154,6 +154,6 @@ def _log_differing_facts(root: Path, facts: dict[str, Any]) -> None:
     with contextlib.suppress(ValueError, Timeout, FileNotFoundError):
         latest = max(unfinished, key=lambda file: file.stat().st_mtime)
         with _lock(latest.parent).acquire(blocking=False):
-            others = json.loads(latest.read_text())
+            others = parse_json(latest.read_bytes())
             differing = ", ".join(name for name in facts if facts[name] != others.get(name))
             log.info("starting from step 0: the unfinished training differs in %s", differing)

@@ -161,7 +161,7 @@ def problem(kind: str, seed: int, folder: Path) -> str | None:
             return f"a correct file is refused: {message}"
         one_line = len(message.splitlines()) == 1 and len(message) <= MAX_LINE
         return None if one_line else f"not one line: {message!r}"
-    except Exception as error:
+    except BaseException as error:  # a panic of a Rust library is no Exception
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
         return f"{type(error).__name__}: {str(error)[:300]!r} at {' '.join(where)}"

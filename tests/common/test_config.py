@@ -110,6 +110,7 @@ def test_params_are_immutable():
         ),
         ("export:", "exprot:", r"exprot: unknown key; .*also wrong: export"),
         ("model:", "model: {", "not valid YAML: "),
+        ("model:", f"model: {'[' * 2000}", "not valid YAML: nested too deeply"),
         ("d_model: 128", "d_model: 128\n  d_model: 64", "not valid YAML: .*duplicate key"),
     ],
 )
