@@ -57,7 +57,7 @@ class OnnxBackend:
             UserError: the file is missing, damaged, not an exported MiniGPT model, or keeps its
                 weights in another file.
         """
-        data = _read(path)
+        self._path, data = path, _read(path)
         self.sha256, intact = digests(data)
         if intact is False:
             raise UserError(f"{path}: damaged: its SHA-256 is wrong; export or download it again")
@@ -88,33 +88,32 @@ class OnnxBackend:
         self.draft_length = 5  # a pass over this many tokens takes little longer than over one
         # a batch shares the reading of the weights; small weights stay in the CPU's caches anyway
         self.max_batch_size = (6 if small else 16) if batchable else 1
-        self._try(path)
+        self._try()
 
-    def _try(self, path: Path) -> None:
+    def _try(self) -> None:
         """Run the model on its last token and at its last position.
 
         Raises:
             UserError: It fails, or a logit is not finite.
         """
         ids = np.array([BOS, self.tokenizer.vocab_size - 1])
-        try:
-            logits = self.new_cache(1).prefill(0, ids, self.max_seq_len - len(ids))
-        except Exception as error:  # the exceptions of ONNX Runtime share no narrower class
-            raise UserError(f"{path}: cannot be run: {one_line(error)}; export it again") from None
+        logits = self.new_cache(1).prefill(0, ids, self.max_seq_len - len(ids))
         if not np.isfinite(logits).all():
-            raise UserError(f"{path}: damaged: it computes numbers that are not finite")
+            raise UserError(f"{self._path}: damaged: it computes numbers that are not finite")
 
     def new_cache(self, batch_size: int) -> "OnnxKVCache":
         shape = (batch_size, self._heads, self.max_seq_len, self._head_size)
-        return OnnxKVCache(self.session, shape)
+        return OnnxKVCache(self.session, shape, self._path)
 
 
 class OnnxKVCache:
     """Implements `minigpt.generation.backend.KVCache`; its arrays are extended in place."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int]):
-        """Allocate caches of `shape` (B, H, S, D)."""
-        self._session = session
+    def __init__(
+        self, session: onnxruntime.InferenceSession, shape: tuple[int, int, int, int], path: Path
+    ):
+        """Allocate caches of `shape` (B, H, S, D); messages name the model's `path`."""
+        self._session, self._path = session, path
         names = [value.name for value in session.get_inputs()]
         parts = [name for name in names if name.startswith("past_")]
         # one large array: NumPy requests huge pages for it, which makes access faster
@@ -147,7 +146,12 @@ class OnnxKVCache:
             rows = np.arange(B)[:, None] if row is None else row
             self._ids[rows, positions + 1] = ids
             binding.previous_ids[:] = self._ids[rows, positions]
-        self._session.run_with_iobinding(binding.io)
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:  # the exceptions of ONNX Runtime share no narrower class
+            raise UserError(
+                f"{self._path}: cannot be run: {one_line(error)}; export it again"
+            ) from None
         return binding.logits.copy()
 
     def _cache_values(self, row: int | None) -> dict[str, OrtValue]:

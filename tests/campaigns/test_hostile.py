@@ -3,7 +3,7 @@
 A file is refused in one line, within a minute, without a traceback or a crash. `make test-slow`
 tries a few files of each kind, `make test-full` thousands. To try one again:
 
-    python tests/campaigns/test_hostile.py KIND SEED
+    PYTHONPATH=.:tests python tests/campaigns/test_hostile.py KIND SEED…
 """
 
 import contextlib
