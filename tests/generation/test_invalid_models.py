@@ -128,3 +128,14 @@ def test_graph_with_another_interface_is_rejected(model, tmp_path, change, messa
     change(proto)
     path.write_bytes(serialize(proto, metadata_with(model, {})))
     assert message in rejection(path)
+
+
+def test_graph_that_fails_on_some_tokens_is_rejected_there(tmp_path):
+    model = randomize(build_model(TOKENIZER.vocab_size, **SIZES, bigram_buckets=22))
+    path, proto = tmp_path / "model.onnx", build_proto(model)
+    buckets = next(constant for constant in proto.graph.initializer if constant.name == "buckets")
+    buckets.CopyFrom(numpy_helper.from_array(np.array(23), "buckets"))  # but the table has 22
+    path.write_bytes(serialize(proto, metadata_with(model, {})))
+    cache = OnnxBackend(path).new_cache(1)
+    with pytest.raises(UserError, match="cannot be run"):
+        cache.prefill(0, np.array([2, 2]), 0)  # in bucket (2 · 10 + 2) % 23
