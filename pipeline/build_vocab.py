@@ -14,6 +14,7 @@ from pipeline.common.progress import reading_progress
 from pipeline.common.stage import run_stage
 
 log = logging.getLogger(__name__)
+MAX_UNKNOWN = 0.01  # share of the training text; beyond it a warning is logged
 
 
 def main() -> None:
@@ -37,6 +38,11 @@ def main() -> None:
     table["character"] = table["character"].map(repr)  # makes spaces and line breaks visible
     table = table.sort_values(["count", "character"], ascending=[False, True])
     atomic_write(paths.CHARACTERS, table.to_csv(index=False))
+    unknown = table.loc[~table["in_vocabulary"], "count"].sum() / counts.total()
+    if unknown > MAX_UNKNOWN:
+        log.warning(
+            "tokenizer.min_freq: %.0f %% of the text becomes <unk>; lower it", 100 * unknown
+        )
     log.info(
         "vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total()
     )

@@ -16,10 +16,11 @@ def read_text(path: Path) -> str:
     """
     name = "standard input" if path == STDIN else path
     try:
-        return sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{name}: cannot be read: {error.strerror}; name a readable text file"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text at byte {error.start}; convert it first") from None
+    return text.removeprefix("\ufeff")  # a byte order mark, as in a corpus

@@ -20,7 +20,7 @@ class UserError(Exception):
         super().__init__(line)
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of `error` as part of one line."""
+def one_line(error: object) -> str:
+    """Return the text of `error` as part of one line."""
     text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return " ".join(text.split())[:200]

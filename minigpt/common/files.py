@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, one_line
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -127,4 +127,4 @@ def read_errors(path: Path, advice: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; {advice}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None

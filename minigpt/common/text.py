@@ -10,6 +10,17 @@ NORMALIZATION_FORMS: tuple[Normalization, ...] = get_args(Normalization)
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+def fenced(text: str) -> str:
+    r"""Return `text` as a block of code in Markdown, whatever it contains.
+
+    >>> fenced("a")
+    '```text\na\n```'
+    """
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
 def visible(text: str) -> str:
     r"""Escape the characters that a terminal would execute instead of showing.
 

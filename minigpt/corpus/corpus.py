@@ -9,7 +9,8 @@ The lesson of this package. Every text takes four steps on its way to the tokeni
 
 `readers.py` reads the files, `encode.py` turns documents into token ids.
 
-Everything streams: no file, table or list of documents is held in memory. The split is a pure
+Everything streams: no file, table or list of documents is held in memory, only a document and a
+line at a time (a file without line breaks is one line). The split is a pure
 function of a document's content, so two stages agree on it without a shared file, and adding text
 moves no earlier document to the other split.
 """
@@ -135,16 +136,22 @@ def cut(lines: Iterable[str], documents: str, separator: str = "") -> Iterator[s
         documents: Unit of a document: "line", "separator", "blank_line" or "file".
         separator: Text between two documents, for "separator".
     """
+    block: list[str] = []
     if documents == "line":
         yield from lines
     elif documents == "separator":
-        rest = ""  # text after the last separator; the next line may complete another one
+        # The document so far: `block`, then `rest`, in which the next separator may have begun.
+        rest = ""
         for line in lines:
             *complete, rest = f"{rest}{line}\n".split(separator)
-            yield from complete
-        yield rest
+            for end in complete:
+                yield "".join([*block, end])
+                block = []
+            border = max(0, len(rest) - len(separator) + 1)
+            block.append(rest[:border])
+            rest = rest[border:]
+        yield "".join([*block, rest])
     else:
-        block: list[str] = []
         for line in lines:
             if documents == "blank_line" and not line.strip():
                 yield "\n".join(block)

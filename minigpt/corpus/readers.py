@@ -1,22 +1,26 @@
 """Readers of text, CSV, TSV, JSON Lines and Parquet files; decompression of gzip and Zstandard."""
 
 import contextlib
+import csv
 import gzip
 import io
-import json
+import itertools
+import re
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
-import pandas as pd
 import pyarrow
 import pyarrow.parquet
-import zstandard
+from backports import zstd
+from pyarrow import types
 
 from minigpt.common.config import DataConfig
-from minigpt.common.errors import UserError
-from minigpt.common.files import read_errors
+from minigpt.common.errors import UserError, one_line
+from minigpt.common.files import parse_json, read_errors
+from minigpt.corpus.fetch import CORPORA
 from minigpt.tokenizer.normalization import LONE_SURROGATE
 
 FORMATS = {
@@ -28,7 +32,8 @@ FORMATS = {
     ".parquet": "parquet",
 }
 COMPRESSIONS = {".gz", ".zst"}
-CHUNK_ROWS = 10_000  # of a table, read at once
+CHUNK_ROWS = 10_000  # of a Parquet table, read at once
+MAX_FIELD_SIZE = 2**31 - 1  # of a CSV table, in characters; Python's limit is 128 KB
 
 
 class Reader:
@@ -41,7 +46,7 @@ class Reader:
 
     def __init__(self, config: DataConfig):
         self.config = config
-        self.files = find_files(Path(config.path), config.pattern)
+        self.files = find_files(Path(config.path).expanduser(), config.pattern, config.format)
         self.bytes_total = sum(file.stat().st_size for file in self.files)
         self._bytes_done = 0  # of the files before the open one
         self._open_file: IO[bytes] | None = None
@@ -74,7 +79,7 @@ class Reader:
             case "jsonl":
                 texts = read_jsonl(lines, file, column)
             case "parquet":
-                texts = read_parquet(stream, file, column)
+                texts = read_parquet(stream, file, column, self._codec_errors)
             case "csv" | "tsv":
                 delimiter = "," if kind == "csv" else "\t"
                 texts = read_csv(stream, file, column, delimiter, self._codec_errors)
@@ -87,36 +92,63 @@ class Reader:
             yield iter(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
 
 
-def find_files(path: Path, pattern: str) -> list[Path]:
-    """Return `path`, or if it is a folder, the readable files below it that match `pattern`.
+def find_files(path: Path, pattern: str, data_format: str = "auto") -> list[Path]:
+    """Return `path`, or if it is a folder, the files below it that match `pattern`.
+
+    Hidden files and folders are left out, and with the format "auto" also the files whose extension
+    does not identify a format.
 
     Raises:
-        UserError: Nothing is there, or no file matches.
+        UserError: Nothing is there, it is neither a file nor a folder, or no file matches.
     """
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file or folder; set data.path to your text, or download a corpus by "
-            f"name: minigpt-cli fetch {path.name.removesuffix('.txt')}"
-        )
-    if not path.is_dir():
+    with read_errors(path, _missing_advice(path)):
+        mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
         return [path]
+    if not stat.S_ISDIR(mode):
+        raise UserError(f"{path}: neither a file nor a folder; copy its content into a file")
     files = sorted(
         file
-        for file in path.rglob(pattern)
-        if file.is_file() and infer_format(file) and not file.name.startswith(".")
+        for file in _matching(path, pattern)
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and (data_format != "auto" or infer_format(file))
     )
     if not files:
+        endings = f" and ends in {', '.join(FORMATS)} (compressed: .gz, .zst)"
         raise UserError(
-            f"{path}: no file matches data.pattern {pattern!r} and ends in {', '.join(FORMATS)} "
-            "(compressed: .gz, .zst)"
+            f"{path}: no file matches data.pattern {pattern!r}"
+            f"{endings if data_format == 'auto' else ''}"
         )
     return files
 
 
+def _missing_advice(path: Path) -> str:
+    return "set data.path to your text" + (
+        f", or download this corpus: minigpt-cli fetch {path.stem}" if path.stem in CORPORA else ""
+    )
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        if ".." in PurePath(pattern).parts:
+            raise ValueError("leads out of the folder")
+        return list(folder.rglob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"data.pattern: {pattern!r} is not a pattern for files in {folder}: {error}"
+        ) from None
+
+
 def infer_format(file: Path) -> str | None:
     """Return the format by the extension, without that of a compression."""
-    name = file.with_suffix("") if file.suffix in COMPRESSIONS else file
-    return FORMATS.get(name.suffix)
+    name = file.with_suffix("") if _compression(file) else file
+    return FORMATS.get(name.suffix.lower())
+
+
+def _compression(file: Path) -> str | None:
+    ending = file.suffix.lower()
+    return ending if ending in COMPRESSIONS else None
 
 
 @contextlib.contextmanager
@@ -125,21 +157,24 @@ def damaged_file_errors(file: Path) -> Iterator[None]:
     with read_errors(file, "it was deleted while the corpus was read"):
         try:
             yield
-        except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError):
+        except (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError):
             raise UserError(f"{file}: damaged, or not compressed as its extension says") from None
 
 
 def _decompress(raw: IO[bytes], file: Path) -> Any:
-    if file.suffix == ".gz":
-        return gzip.open(raw)
-    if file.suffix == ".zst":
-        decompressor = zstandard.ZstdDecompressor()
-        return io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True))
+    match _compression(file):
+        case ".gz":
+            return gzip.open(raw)
+        case ".zst":
+            # `zstd --long` writes windows beyond the usual limit of 128 MB
+            option = zstd.DecompressionParameter.window_log_max
+            largest = option.bounds()[1]
+            return io.BufferedReader(zstd.ZstdFile(raw, options={option: largest}))
     return raw
 
 
-def read_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterator[str]:
-    """Yield the lines of UTF-8 text without line ends (LF, CRLF or CR) and byte order mark.
+def decode_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterator[str]:
+    """Yield the lines of UTF-8 text with their line ends, without byte order mark.
 
     Args:
         stream: Content of the file, decompressed.
@@ -150,79 +185,125 @@ def read_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterato
     # here too: a caller that holds this iterator reads the stream outside `Reader.__iter__`
     with damaged_file_errors(file):
         for raw in stream:
-            try:
-                line = raw.decode("utf-8", errors)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{file}: not UTF-8 text at byte {offset + error.start}; save it as UTF-8, or "
-                    "set data.invalid_utf8 to replace"
-                ) from None
-            if offset == 0:
-                line = line.removeprefix("\ufeff")
+            line = _decode(raw, errors, f"{file}:", offset)
+            yield line.removeprefix("\ufeff") if offset == 0 else line
             offset += len(raw)
-            yield from line.removesuffix("\n").removesuffix("\r").split("\r")
+
+
+def _decode(data: bytes, errors: str, where: str, offset: int = 0) -> str:
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where} not UTF-8 text at byte {offset + error.start}; save it as UTF-8, or "
+            "set data.invalid_utf8 to replace"
+        ) from None
+
+
+def read_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterator[str]:
+    """Like `decode_lines`, without the line ends (LF, CRLF or CR)."""
+    for line in decode_lines(stream, file, errors):
+        yield from line.removesuffix("\n").removesuffix("\r").split("\r")
 
 
 def read_jsonl(lines: Iterable[str], file: Path, column: str) -> Iterator[str]:
-    """Yield the field `column` of each JSON line."""
+    """Yield the field `column` of each JSON line; null is no document."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{file}: line {number} is not JSON: {error}") from None
+            raise UserError(f"{file}: line {number} is not JSON: {one_line(error)}") from None
         if not isinstance(row, dict) or column not in row:
             columns = row if isinstance(row, dict) else []
             raise _missing_column(f"{file}: line {number}", column, columns)
-        if row[column] is not None:
-            # an escape like \ud83d without its second half is not a character
-            yield LONE_SURROGATE.sub("\ufffd", str(row[column]))
+        text = row[column]
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise UserError(
+                f"{file}: line {number}: {column!r} holds {type(text).__name__}, not text; "
+                "set data.text_column to a column with text"
+            )
+        # an escape like \ud83d without its second half is not a character
+        yield LONE_SURROGATE.sub("\ufffd", text)
 
 
 def read_csv(
     stream: IO[bytes], file: Path, column: str, delimiter: str, errors: str
 ) -> Iterator[str]:
-    """Yield one column of a table with a header line and RFC 4180 quotes."""
+    """Yield one column of a table with a header line and RFC 4180 quotes.
+
+    Every value is text, also "NA", "1.0" and "". Blank lines are no rows.
+    """
+    csv.field_size_limit(MAX_FIELD_SIZE)
+    # a CR alone ends a line, too
+    lines = (re.split(r"(?<=\r)(?!\n)", line) for line in decode_lines(stream, file, errors))
+    reader = csv.reader(itertools.chain.from_iterable(lines), delimiter=delimiter, strict=True)
     try:
-        chunks = pd.read_csv(
-            stream,
-            sep=delimiter,
-            dtype=str,
-            keep_default_na=False,  # "NA" and "null" are text here
-            encoding="utf-8-sig",
-            encoding_errors=errors,
-            chunksize=CHUNK_ROWS,
-        )
-        for chunk in chunks:
-            if column not in chunk:
-                raise _missing_column(str(file), column, chunk.columns)
-            yield from chunk[column]
-    except pd.errors.EmptyDataError:
-        return
-    except UnicodeDecodeError:
-        # pandas gives the offset in its buffer; `read_lines` raises with the offset in the file
-        stream.seek(0)
-        for _ in read_lines(stream, file):
-            pass
-    except pd.errors.ParserError as error:
-        raise UserError(f"{file}: not a table: {' '.join(str(error).split())}") from None
+        header = next(reader, None)
+        if header is None:
+            return
+        index = _column_index(file, column, header)
+        for row in filter(None, reader):
+            if len(row) != len(header):
+                raise UserError(
+                    f"{file}: line {reader.line_num}: {len(row)} fields, but the header has "
+                    f"{len(header)}; quote fields that contain the separator"
+                )
+            yield row[index]
+    except csv.Error as error:
+        raise UserError(f"{file}: line {reader.line_num}: not a table: {one_line(error)}") from None
 
 
-def read_parquet(stream: IO[bytes], file: Path, column: str) -> Iterator[str]:
-    """Yield one column of a Parquet table."""
-    # Parquet is read from its end, so a stream that cannot seek is read into memory first
-    seekable = stream if stream.seekable() else io.BytesIO(stream.read())
+def read_parquet(stream: IO[bytes], file: Path, column: str, errors: str) -> Iterator[str]:
+    """Yield one column of a Parquet table; null is no document."""
+    # Parquet is read from its end, so a stream that cannot seek fast is read into memory first
+    seekable = stream if isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read())
     try:
         table = pyarrow.parquet.ParquetFile(seekable)
-    except pyarrow.ArrowInvalid:
-        raise UserError(f"{file}: damaged, or not a Parquet file") from None
-    if column not in table.schema_arrow.names:
-        raise _missing_column(str(file), column, table.schema_arrow.names)
-    for batch in table.iter_batches(batch_size=CHUNK_ROWS, columns=[column]):
-        yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+        schema = table.schema_arrow
+        kind = schema.field(_column_index(file, column, schema.names)).type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (_is_text(kind) or types.is_null(kind)):
+            raise UserError(
+                f"{file}: column {column!r} has the type {one_line(kind)}, not text; "
+                "set data.text_column to a column with text"
+            )
+        batches = table.iter_batches(batch_size=CHUNK_ROWS, columns=[column])
+        values = itertools.chain.from_iterable(map(_values, batches))
+        for number, value in enumerate(values, start=1):
+            if value is not None:
+                yield _decode(value, errors, f"{file}: row {number}:")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: damaged, or not a Parquet file: {one_line(error)}") from None
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    # some programs store text as bytes
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    string = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return binary or string or types.is_fixed_size_binary(kind)
+
+
+def _values(batch: pyarrow.RecordBatch) -> list[bytes | None]:
+    """Return the only column of `batch` as bytes, since Arrow does not check that text is UTF-8."""
+    values = batch.column(0)
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return values.cast(pyarrow.large_binary()).to_pylist()  # type: ignore[no-any-return]
+
+
+def _column_index(file: Path, column: str, columns: list[str]) -> int:
+    if columns.count(column) > 1:
+        raise UserError(f"{file}: several columns are named {column!r}; rename all but one")
+    if column not in columns:
+        raise _missing_column(str(file), column, columns)
+    return columns.index(column)
 
 
 def _missing_column(where: str, column: str, columns: Iterable[str]) -> UserError:
-    known = ", ".join(map(repr, columns)) or "none"
+    known = ", ".join(map(repr, itertools.islice(columns, 20))) or "none"
     return UserError(f"{where}: no column {column!r}; set data.text_column to one of: {known}")

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from minigpt.common.files import atomic_file, atomic_write
+from minigpt.common.plots import drawable
+from minigpt.common.text import fenced
 from minigpt.corpus.corpus import Document
 from minigpt.data.token_files import SplitInfo
 
@@ -70,7 +72,7 @@ class DataReport:
             f"| {name} | {row['train']:,.6g} | {row['val']:,.6g} |"
             for name, row in figures.iterrows()
         )
-        examples = "\n\n".join(f"```text\n{example}\n```" for example in self.examples)
+        examples = "\n\n".join(map(fenced, self.examples))
         common = characters["character"][:NUM_CHARACTERS]
         rare = characters["character"][::-1][:NUM_CHARACTERS]
         return f"""# The data
@@ -117,7 +119,7 @@ def _plot(lengths: pd.DataFrame, characters: pd.DataFrame) -> Any:
     ]
     table.plot.bar(ax=left, stacked=True, rot=45, title="Documents by length", xlabel="characters")
     common = characters.head(2 * NUM_CHARACTERS)
-    right.bar(common["character"], common["count"])
+    right.bar(common["character"].map(drawable), common["count"])
     left.legend(loc="upper left")
     right.set(title="Commonest characters of the training split")
     right.tick_params(axis="x", labelrotation=90, labelsize=7)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from minigpt.common.text import fenced
 from minigpt.generation.backend import Backend
 from minigpt.generation.engine import generate
 from minigpt.generation.sampling import Sampling
@@ -17,6 +18,6 @@ def samples_markdown(
     )
     for sample, prompt in enumerate(prompts):
         continuation = "".join(generate(backend, prompt, max_new_tokens, sampling, sample))
-        heading = f"`{prompt}`" if prompt else "No prompt"
-        text += f"\n## {heading}\n\n```text\n{prompt}{continuation}\n```\n"
+        heading = f"`{' '.join(prompt.split())}`" if prompt.strip() else "No prompt"
+        text += f"\n## {heading}\n\n{fenced(prompt + continuation)}\n"
     return text

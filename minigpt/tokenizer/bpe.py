@@ -38,6 +38,8 @@ OTHERS = [byte for byte in range(256) if byte not in VISIBLE]
 BYTE_OF = {chr(byte): byte for byte in VISIBLE}
 BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
 
+MAX_WORD_LENGTH = 1000  # characters of a word in training; Chinese text has no spaces
+
 
 class BPETokenizer(Tokenizer):
     """Byte pair encoding (Sennrich et al., arXiv:1508.07909) over bytes, as in GPT-2.
@@ -75,7 +77,8 @@ class BPETokenizer(Tokenizer):
         Returns:
             How often each character occurs.
         """
-        from tokenizers.pre_tokenizers import ByteLevel
+        from tokenizers import Regex
+        from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
         from tokenizers.trainers import BpeTrainer
 
         trainer = BpeTrainer(
@@ -93,7 +96,12 @@ class BPETokenizer(Tokenizer):
                 yield from LONE_SURROGATE.split(text)
 
         library = _byte_level_library(self.normalization, self.lowercase)
+        # The time of training grows with the square of the longest word, so words are split there.
+        words = library.pre_tokenizer
+        long_words = Split(Regex(rf"\S{{{MAX_WORD_LENGTH}}}"), "isolated")
+        library.pre_tokenizer = Sequence([long_words, words])
         library.train_from_iterator(parts(), trainer)
+        library.pre_tokenizer = words
         # The special tokens stay in the vocabulary, but text that spells one is not matched.
         self._set_vocabulary({**json.loads(library.to_str()), "added_tokens": []})
         return counts

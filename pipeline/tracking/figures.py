@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from minigpt.common.plots import drawable
 from minigpt.model.model import MiniGPT, MultiHeadAttention, PositionalEncoding, attention_weights
 from minigpt.tokenizer import Tokenizer
 
@@ -36,8 +37,7 @@ def mistakes(table: pd.DataFrame) -> Figure:
     """Draw the most frequent wrong predictions as bars."""
     figure, axes = _axes("count", "expected → predicted", "Top mistakes")
     table = table.head(20).iloc[::-1]
-    # a $ would start a formula
-    axes.barh(table["mistake"].astype(str).str.replace("$", r"\$"), table["count"])
+    axes.barh(table["mistake"].astype(str).map(drawable), table["count"])
     return figure
 
 

@@ -221,6 +221,13 @@ def test_each_line_of_a_prompts_file_is_continued(cli, tmp_path):
         assert cli("generate", "-p", row["prompt"], *VARIED, "--json").rows == [row]
 
 
+def test_byte_order_mark_of_a_text_file_is_dropped(cli, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\ufeffThe\n")
+    rows = cli("generate", "--prompts-file", f"{tmp_path}/prompts.txt").rows
+    assert [row["prompt"] for row in rows] == ["The"]
+    assert "<unk>" not in cli("score", f"{tmp_path}/prompts.txt").err
+
+
 def test_prompts_file_can_be_piped(cli):
     rows = cli("generate", "--prompts-file", "-", stdin="The\nA\n").rows
     assert [row["prompt"] for row in rows] == ["The", "A"]

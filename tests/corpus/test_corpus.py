@@ -1,18 +1,25 @@
+import csv
 import gzip
+import io
 import json
+import os
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import zstandard
+from backports import zstd
 from conftest import ROOT, data_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.corpus import Corpus, split_of
+from minigpt.corpus.corpus import Corpus, cut, split_of
 from minigpt.corpus.hash_set import HashSet
+from minigpt.corpus.readers import read_csv
 
 TALES = ROOT / "data/raw/tales.txt"
 
@@ -86,6 +93,13 @@ def test_separator_splits_documents(tmp_path):
     assert documents(file, documents="separator", separator="\n--\n") == ["a", "b\n-", "c"]
 
 
+@given(st.lists(st.text("ab-", max_size=6)), st.text("ab-\n", min_size=1, max_size=4))
+def test_documents_are_what_split_gives(lines, separator):
+    assert list(cut(lines, "separator", separator)) == "".join(f"{line}\n" for line in lines).split(
+        separator
+    )
+
+
 @given(st.text("ab\n", min_size=1).filter(str.strip), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
 def test_stream_is_split_once_by_position(tmp_path_factory, text, fraction):
     file = tmp_path_factory.mktemp("stream") / "a.txt"
@@ -118,7 +132,7 @@ def tables(folder) -> dict:
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
 def test_tables_are_read_in_every_format(tmp_path, ending, compression):
     file = tables(tmp_path)[ending]
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}[compression]
     packed = tmp_path / "sub" / (file.name + compression)
     packed.parent.mkdir()
     packed.write_bytes(compress(file.read_bytes()))
@@ -155,6 +169,99 @@ def test_folder_is_read_in_name_order(tmp_path):
     assert documents(tmp_path, pattern="*.txt") == ["2", "3"]
     with pytest.raises(UserError, match=r"no file matches data\.pattern '\*\.csv'"):
         documents(tmp_path, pattern="*.csv")
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    for name in (".git/a.txt", "sub/.ipynb_checkpoints/b.txt", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert documents(tmp_path) == ["sub/c.txt"]
+    assert documents(tmp_path / ".git") == [".git/a.txt"]
+
+
+def test_extensions_are_case_insensitive(tmp_path):
+    (tmp_path / "a.TXT").write_text("one")
+    (tmp_path / "b.Csv.GZ").write_bytes(gzip.compress(b"text\ntwo\n"))
+    assert documents(tmp_path) == ["one", "two"]
+
+
+def test_data_format_applies_to_folders(tmp_path):
+    (tmp_path / "a.log").write_text("one")
+    (tmp_path / "b.csv").write_text("two")
+    assert documents(tmp_path, format="text") == ["one", "two"]
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "**x", "../*", "sub/../../*"])
+def test_patterns_cannot_leave_the_folder(tmp_path, pattern):
+    (tmp_path / "outside.txt").write_text("private")
+    (tmp_path / "text").mkdir()
+    with pytest.raises(UserError, match=r"data\.pattern: '.*' is not a pattern for files in"):
+        documents(tmp_path / "text", pattern=pattern)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", "/dev/zero"):
+        with pytest.raises(UserError, match="neither a file nor a folder"):
+            documents(path)
+    (tmp_path / "a.txt").write_text("one")
+    assert documents(tmp_path) == ["one"]
+
+
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("one")
+    assert documents("~/a.txt") == ["one"]
+
+
+fields = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"))
+
+
+@given(st.lists(st.tuples(fields, fields), max_size=5), st.sampled_from([",", "\t"]))
+def test_csv_fields_are_read_as_written(rows, delimiter):
+    table = io.StringIO(newline="")
+    csv.writer(table, delimiter=delimiter).writerows([("id", "text"), *rows])
+    stream = io.BytesIO(table.getvalue().encode())
+    found = read_csv(stream, Path("a.csv"), "text", delimiter, "strict")
+    assert list(found) == [text for _, text in rows]
+
+
+def test_csv_lines_may_end_in_carriage_returns(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(b'id,text\r1,"a\r\nb"\r2,c\r\r\n3,d')
+    assert documents(file) == ["a\nb", "c", "d"]
+
+
+def test_parquet_bytes_are_decoded(tmp_path):
+    file = tmp_path / "a.parquet"
+    values = {"binary": ["café".encode(), None], "bad": [b"fine", b"caf\xe9"]}
+    text = pa.array(values["bad"]).cast(pa.string(), safe=False)
+    table = {"binary": values["binary"], "bad": values["bad"], "text": text, "number": [1, 2]}
+    pq.write_table(pa.table({**table, "list": [["a"], ["b"]]}), file)
+    assert documents(file, text_column="binary") == ["café"]
+    for column in ("bad", "text"):
+        with pytest.raises(UserError, match=r"a\.parquet: row 2: not UTF-8 text at byte 3"):
+            documents(file, text_column=column)
+        found = documents(file, text_column=column, invalid_utf8="replace")
+        assert found == ["fine", "caf\ufffd"]
+    for column, kind in (("number", "int64"), ("list", "list<.*>")):
+        with pytest.raises(UserError, match=f"column '{column}' has the type {kind}, not text"):
+            documents(file, text_column=column)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_parquet_types_of_text_are_read(tmp_path, kind):
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array(["a", None, "b"]).cast(kind)}), file)
+    assert documents(file) == ["a", "b"]
+
+
+def test_large_zstandard_windows_are_read(tmp_path):
+    file = tmp_path / "a.txt.zst"
+    compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 28})
+    file.write_bytes(compressor.compress(b"text") + compressor.flush())
+    assert documents(file) == ["text"]
 
 
 def test_duplicate_documents_are_dropped(tmp_path):
@@ -222,7 +329,21 @@ def test_added_text_keeps_documents_in_their_split(tmp_path):
         ("wrong.parquet", b"no parquet", r"wrong\.parquet: damaged, or not a Parquet file"),
         ("wrong.jsonl", b'{"text": "a"}\n{"text"', r"wrong\.jsonl: line 2 is not JSON"),
         ("list.jsonl", b"[1, 2]", r"list\.jsonl: line 1: no column 'text'"),
-        ("wrong.csv", b"text,b\n1,2\n1,2,3,4\n", r"wrong\.csv: not a table: .*line 3"),
+        (
+            "torn.txt.zst",
+            zstd.compress(b"text" * 999)[:-2],
+            r"torn\.txt\.zst: damaged, or not compressed",
+        ),
+        ("binary.csv.zst", zstd.compress(b"text\nfine\n\xff\n"), "not UTF-8 text at byte 10"),
+        ("long.csv", b"text,b\n1,2\n1,2,3\n", r"long\.csv: line 3: 3 fields, .* header has 2"),
+        ("comma.csv", b"id,text\n1,a b\n2,c, d\n", r"comma\.csv: line 3: 3 fields"),
+        ("short.tsv", b"id\ttext\n1\n", r"short\.tsv: line 2: 1 fields"),
+        ("open.csv", b'text\n"a\n', r"open\.csv: line 2: not a table: unexpected end"),
+        ("twice.csv", b"text,text\n1,2\n", "several columns are named 'text'"),
+        ("deep.jsonl", b"[" * 99_999, r"deep\.jsonl: line 1 is not JSON: nested too deeply"),
+        ("number.jsonl", b'{"text": 7}', r"number\.jsonl: line 1: 'text' holds int, not text"),
+        ("nan.jsonl", b'{"text": NaN}', "line 1: 'text' holds float, not text"),
+        ("list.jsonl", b'{"text": ["a"]}', "line 1: 'text' holds list, not text"),
     ],
 )
 def test_input_error_is_one_line_that_names_the_file(tmp_path, name, content, message):
@@ -233,10 +354,12 @@ def test_input_error_is_one_line_that_names_the_file(tmp_path, name, content, me
 
 
 def test_missing_path_is_reported(tmp_path):
-    with pytest.raises(
-        UserError, match=r"names\.txt: no such file or folder.*minigpt-cli fetch names$"
-    ):
+    with pytest.raises(UserError, match=r"names\.txt: not found;.*: minigpt-cli fetch names$"):
         documents(tmp_path / "names.txt")
+    with pytest.raises(UserError, match=r"mine\.txt: not found; set data.path to your text$"):
+        documents(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        documents(tmp_path / ("a" * 300))
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(UserError, match=r"folder\.txt: no file matches"):
         documents(tmp_path / "folder.txt")
@@ -246,10 +369,8 @@ def test_unusual_text_is_kept(tmp_path):
     file = tmp_path / "odd.jsonl"
     odd = ["שלום עולם", "👩‍👩‍👧‍👦 family", "nul\0inside", "x" * 1_000_000]
     lines = [json.dumps({"text": text}) for text in odd]
-    file.write_text(
-        "\n".join([*lines, '{"text": "half \\ud83d pair"}', '{"text": null}', '{"text": 7}'])
-    )
-    assert documents(file) == [*odd, "half \ufffd pair", "7"]
+    file.write_text("\n".join([*lines, '{"text": "half \\ud83d pair"}', '{"text": null}']))
+    assert documents(file) == [*odd, "half \ufffd pair"]
     assert documents(file, invalid_utf8="replace")[:4] == odd
 
 

@@ -29,6 +29,14 @@ def test_attention_maps_are_the_weights_of_the_model(switches, monkeypatch):
         torch.testing.assert_close(mine, theirs[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_figures_name_characters_that_the_font_lacks(tmp_path):
+    table = pd.DataFrame({"mistake": ["'猫' → '$'"], "count": [3], "share": [0.5]})
+    figure = figures.mistakes(table)
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_yticklabels()[0].get_text() == r"'U+732B' → '\$'"
+
+
 def test_figures_show_their_data(trained: TorchBackend):
     curves = pd.DataFrame({"step": [1, 2], "train/loss": [3.0, 2.0]})
     axes = figures.loss(curves, {"uniform": 4.2, "bigram": 2.5}).axes[0]

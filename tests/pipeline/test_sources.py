@@ -58,6 +58,17 @@ def test_a_queued_experiment_has_text_added_to_dvc(project):
     ]  # only what succeeded is in it
 
 
+def test_a_high_min_freq_is_reported(project):
+    (project.root / "mine.txt").write_text("a rare text")
+    params = (project.root / "params.yaml").read_text()
+    params = params.replace("data/raw/tales.txt", "mine.txt").replace("min_freq: 1", "min_freq: 3")
+    (project.root / "params.yaml").write_text(
+        params.replace("val_fraction: auto", "val_fraction: 0.0")
+    )
+    out = project.run(sys.executable, "-m", "pipeline.build_vocab")
+    assert "tokenizer.min_freq: 100 % of the text becomes <unk>; lower it" in out
+
+
 @pytest.mark.slow
 def test_a_duplicate_document_is_dropped(project):
     (project.root / "mine.txt").write_text("a tale\n\na tale\n\nthe end")

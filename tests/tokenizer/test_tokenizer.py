@@ -164,6 +164,14 @@ def test_prompts_are_normalized_like_training_text(make, form):
         assert again.unknown(composed.upper().replace("FI", "\ufb01")) == []
 
 
+@pytest.mark.parametrize("make", [CharTokenizer, BPETokenizer])
+def test_lower_case_is_that_of_single_letters(make):
+    tokenizer = make(lowercase=True)
+    tokenizer.build_vocab(["ΟΔΟΣ ΣΟΣ"])
+    assert tokenizer.normalize("ΟΔΟΣ ΣΟΣ") == "οδοσ σοσ"
+    assert tokenizer.decode(tokenizer.encode("ΟΔΟΣ ΣΟΣ")) == "οδοσ σοσ"
+
+
 def test_normalize_applies_the_selected_form():
     assert normalize("e\u0301\r\n", "NFC") == "\u00e9\r\n"
     assert normalize("\ufb01", "NFKC") == "fi"
@@ -277,6 +285,12 @@ def test_streamed_text_has_no_partial_characters(text):
     assert list(tokenizer.stream(tokenizer.encode(text))) == list(text)
     data = tokenizer.encode("🦊")[1:-2]
     assert list(tokenizer.stream(data)) == ["\ufffd"]
+
+
+def test_bpe_trains_on_a_long_text_without_spaces():
+    tokenizer = BPETokenizer(vocab_size=264)
+    tokenizer.build_vocab(["abcd" * 250_000])  # takes hours if its time grows with the square
+    assert tokenizer.token_strings[260:262] == ["ab", "cd"]
 
 
 def test_bpe_training_is_deterministic():
