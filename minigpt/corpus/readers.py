@@ -285,7 +285,7 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     # some programs store text as bytes
     binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
     string = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return binary or string or types.is_fixed_size_binary(kind)
+    return bool(binary or string or types.is_fixed_size_binary(kind))
 
 
 def _values(batch: pyarrow.RecordBatch) -> list[bytes | None]:
