@@ -7,7 +7,7 @@ MOVED := $(shell test -L .venv -o ! -f $(READY) || grep -qsF " $(CURDIR)/.venv" 
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help moved setup repro test test-slow test-all test-full lint ui sweep promote sync bench docs
+.PHONY: help moved setup repro test test-slow test-all test-full lint ui sweep promote sync bench campaign docs
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -54,6 +54,9 @@ sync: setup ## upload missing runs to the tracking store
 
 bench: setup ## measure the speed of tokenization against other libraries
 	python benchmarks/tokenization.py
+
+campaign: setup ## go on trying to break MiniGPT, by numbered cases; NAME=damage, faults, kills or stores, MINUTES=60
+	PYTHONPATH=tests:. python tests/campaigns/campaign.py $(NAME) --minutes $(or $(MINUTES),60)
 
 docs: setup ## generate docs/cli.md from the help of minigpt-cli
 	typer minigpt.cli.app utils docs --name minigpt-cli --output docs/cli.md

@@ -49,6 +49,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run every test, each at its full count")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Divide the cases of a campaign among at most 100 tests; see tests/campaigns/campaign.py."""
+    if "numbers" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        count = metafunc.module.FULL if full else metafunc.module.REDUCED
+        size = -(-count // 100) if full else -(-count // 4)
+        parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        metafunc.parametrize("numbers", parts, ids=[f"{part[0]}-{part[-1]}" for part in parts])
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests whose marker asks for an option that was not given."""
     full = config.getoption("--full")
@@ -340,13 +350,24 @@ def runs(project: Project) -> list[Any]:
     return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
 
 
-@pytest.fixture(scope="session")
-def reproduced(tmp_path_factory) -> Project:
-    """Return a project with committed results of `dvc repro`; tests must not change it."""
-    project = Project(tmp_path_factory.mktemp("project"))
+def reproduce(root: Path) -> Project:
+    """Make a project at `root`, run `dvc repro` and commit the results."""
+    project = Project(root)
     project.run("dvc", "repro")
     project.commit()
     return project
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory) -> Project:
+    """Return a project with committed results of `dvc repro`; tests must not change it."""
+    return reproduce(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def campaign_folder(tmp_path_factory) -> Path:
+    """Return the folder that the cases of all campaigns share."""
+    return tmp_path_factory.mktemp("campaign")
 
 
 @pytest.fixture(scope="session")
