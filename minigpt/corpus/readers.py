@@ -259,8 +259,8 @@ def read_csv(
 
 def read_parquet(stream: IO[bytes], file: Path, column: str, errors: str) -> Iterator[str]:
     """Yield one column of a Parquet table; null is no document."""
-    # Parquet is read from its end, so a stream that cannot seek fast is read into memory first
-    seekable = stream if isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read())
+    # Parquet is read from its end, and a compressed file only forward: it goes into memory first
+    seekable = io.BytesIO(stream.read()) if _compression(file) else stream
     try:
         table = pyarrow.parquet.ParquetFile(seekable)
         schema = table.schema_arrow
@@ -278,6 +278,8 @@ def read_parquet(stream: IO[bytes], file: Path, column: str, errors: str) -> Ite
             if value is not None:
                 yield _decode(value, errors, f"{file}: row {number}:")
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of Arrow
+            raise
         raise UserError(f"{file}: damaged, or not a Parquet file: {one_line(error)}") from None
 
 
