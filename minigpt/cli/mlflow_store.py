@@ -44,6 +44,8 @@ def store_uri(root: Path) -> str:
     local = re.fullmatch(r"(sqlite[^:]*:///|file:|)([^:]+)", uri)
     if local is None or uri == "databricks":
         return uri
+    if re.search("[%?]", str(root)):
+        raise UserError(f"{root}: MLflow cannot store runs below a name with % or ?; rename it")
     return f"{local[1]}{root / local[2]}"
 
 

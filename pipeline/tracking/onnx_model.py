@@ -1,5 +1,6 @@
 """Log the exported model as an MLflow model: text in, text out."""
 
+import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,8 @@ def log_onnx_model(run_id: str, path: Path) -> str:
         run_id=run_id,
         name="model",
         python_model=str(Path(__file__).with_name("text_model.py")),
-        artifacts={"onnx": str(path)},
+        # MLflow takes the path for a URI, in which characters such as # or % have a meaning
+        artifacts={"onnx": os.path.relpath(path)},
         code_paths=["minigpt"],
         signature=infer_signature(text, text, {"max_new_tokens": 200, **asdict(Sampling())}),
         input_example=text,

@@ -32,6 +32,11 @@ def test_a_relative_address_begins_at_the_root(monkeypatch, variable, uri):
     assert store_uri(ROOT) == uri
 
 
+def test_a_folder_that_mlflow_misreads_is_refused():
+    with pytest.raises(UserError, match="/a%41: MLflow cannot store runs"):
+        store_uri(Path("/a%41"))
+
+
 def test_a_server_that_is_down_is_named_within_seconds(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:word@127.0.0.1:{free_port()}")
     start = time.monotonic()

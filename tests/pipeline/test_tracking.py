@@ -170,6 +170,16 @@ def test_a_server_that_fails_gets_it_later(project, gate, seed, trouble, begins)
     assert len(runs(gate.target, seed)) == 1
 
 
+@pytest.mark.slow
+def test_a_server_gets_the_model_of_a_project_at_any_path(reproduced, mlflow_server, tmp_path):
+    project = reproduced.copy(tmp_path / "my próject #1")
+    project.run(sys.executable, "-m", "pipeline.tools.sync", MLFLOW_TRACKING_URI=mlflow_server)
+    out = project.run(
+        sys.executable, "-m", "pipeline.tools.promote", MLFLOW_TRACKING_URI=mlflow_server
+    )
+    assert "is the champion" in out
+
+
 def test_ui_prints_the_page_of_a_running_server(project, mlflow_server):
     out = project.run(sys.executable, "-m", "pipeline.tools.ui", MLFLOW_TRACKING_URI=mlflow_server)
     assert out.startswith(f"{mlflow_server}/#/experiments/")
