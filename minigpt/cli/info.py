@@ -4,6 +4,7 @@ import json
 
 from minigpt.cli import options
 from minigpt.cli.models import load_backend
+from minigpt.common.text import visible
 
 
 def info(
@@ -23,9 +24,10 @@ def info(
     if as_json:
         print(json.dumps(metadata, ensure_ascii=False))
         return
+    lines = []
     for section, value in metadata.items():
         if isinstance(value, dict):
-            lines = [f"{section}:", *(f"  {key}: {entry!r}" for key, entry in value.items())]
-            print(*lines, sep="\n")
+            lines += [f"{section}:", *(f"  {key}: {entry!r}" for key, entry in value.items())]
         else:
-            print(f"{section}: {value!r}")
+            lines.append(f"{section}: {value!r}")
+    print(*map(visible, lines), sep="\n")

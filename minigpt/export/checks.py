@@ -14,6 +14,7 @@ from minigpt.generation.backend import Backend
 from minigpt.generation.onnx_backend import OnnxBackend
 
 MAX_ROWS = 4  # of the batches that are compared
+NUM_LENGTHS = 16  # that are compared, besides those at the edges
 STEPS = 32  # decoded by `batch_changes_logits`
 
 
@@ -29,13 +30,13 @@ def opened(data: bytes) -> Iterator[OnnxBackend]:
 def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> float:
     """Return the largest difference of a logit between two backends; infinite if one is NaN.
 
-    For each length up to max_seq_len, rows of random ids are compared three times: prefilled at
-    once, prefilled from a random cached position, and the last ids of all rows decoded together.
+    For each of `compared_lengths`, rows of random ids are compared three times: prefilled at once,
+    prefilled from a random cached position, and the last ids of all rows decoded together.
     """
     rng = np.random.default_rng(seed)
     V = expected.tokenizer.vocab_size
     gaps = []
-    for length in range(1, expected.max_seq_len + 1):
+    for length in compared_lengths(expected.max_seq_len, rng):
         B = int(rng.integers(1, MAX_ROWS + 1))
         expected_cache, found_cache = expected.new_cache(B), found.new_cache(B)
         lengths = np.concatenate(([length], rng.integers(1, length + 1, size=B - 1)))  # (B,)
@@ -52,6 +53,14 @@ def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> fl
             gaps.append(np.abs(decoded - np.stack(last_logits)).max())
     # NaN fails every comparison, so a model that computes it would pass a check
     return float(np.nan_to_num(np.max(gaps), nan=np.inf))
+
+
+def compared_lengths(max_seq_len: int, rng: np.random.Generator) -> list[int]:
+    """Return lengths at the edges of the window and its stride, and random ones between them."""
+    middle = max_seq_len // 2
+    edges = {1, 2, middle - 1, middle, middle + 1, max_seq_len - 1, max_seq_len}
+    others = rng.choice(max_seq_len, min(NUM_LENGTHS, max_seq_len), replace=False) + 1
+    return sorted(length for length in edges | set(others.tolist()) if 1 <= length <= max_seq_len)
 
 
 def batch_changes_logits(backend: Backend, seed: int = 0) -> bool:

@@ -94,7 +94,7 @@ class Engine:
             rows = [row for row in self._rows if row.options == options]
             chosen = logits[[row.index for row in rows]]  # (N, V)
             noise = np.concatenate([row.noise(1) for row in rows])  # (N, V)
-            contexts = (row.sequence.ids for row in rows)
+            contexts = (next(row.contexts()) for row in rows)
             tokens = next_tokens(chosen, noise, rows[0].sequence.sampling, contexts)
             for row, token, row_logits in zip(rows, tokens, chosen, strict=True):
                 row.mark_cached()
@@ -116,6 +116,7 @@ class _Row:
         self._backend, self._cache = backend, cache
         self._start = self._cached_start = -1  # of the window: the current one, the cached one
         self._noise, self._noise_start = np.empty((0, 0)), 0
+        self._seen, self._seen_length = np.zeros(backend.tokenizer.vocab_size, dtype=bool), 0
 
     def new_ids(self) -> tuple[list[int], int]:
         """Return the tokens that the cache lacks, and how many of the window precede them there."""
@@ -140,8 +141,9 @@ class _Row:
         logits = logits[len(ids) - 1 :]  # (N, V): after the last token and after each draft token
         self.mark_cached()
         sequence.drafted += len(drafts)
-        contexts = (sequence.ids + drafts[:n] for n in range(len(logits)))
-        tokens = next_tokens(logits, self.noise(len(logits)), sequence.sampling, contexts)
+        tokens = next_tokens(
+            logits, self.noise(len(logits)), sequence.sampling, self.contexts(drafts)
+        )
         new_text: NewText = []
         for n, token in enumerate(tokens):
             new_text.append((sequence, sequence.append(token, logits[n])))
@@ -158,6 +160,20 @@ class _Row:
             return []
         return draft_tokens(table, sequence.ids, self.noise(count), sequence.sampling.temperature)
 
+    def contexts(self, drafts: Iterable[int] = ()) -> Iterator[np.ndarray]:
+        """Yield the distinct tokens of the text so far, and again after each draft token.
+
+        Those of the text are kept, since finding them each time would take longer and longer.
+        """
+        ids = self.sequence.ids
+        self._seen[ids[self._seen_length :]] = True
+        self._seen_length = len(ids)
+        seen = self._seen.copy()  # (V,)
+        yield np.flatnonzero(seen)
+        for token in drafts:
+            seen[token] = True
+            yield np.flatnonzero(seen)
+
     def noise(self, count: int) -> np.ndarray:
         """Return the noise (count, V) for the next tokens, drawn for many positions at once."""
         position, sampling = len(self.sequence.ids), self.sequence.sampling
@@ -171,7 +187,10 @@ class _Row:
 
 
 def next_tokens(
-    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, contexts: Iterable[list[int]]
+    logits: np.ndarray,
+    noise: np.ndarray,
+    sampling: Sampling,
+    contexts: Iterable[list[int] | np.ndarray],
 ) -> Iterator[int]:
     """Yield what `next_token` returns for each row of logits (N, V) and noise (N, V).
 

@@ -121,9 +121,9 @@ def not_finite() -> UserError:
     return UserError("the model computes logits that are not finite numbers; it is damaged")
 
 
-def penalize(logits: np.ndarray, previous_ids: Sequence[int], penalty: float) -> None:
-    """Apply the repetition penalty to logits (V,), in place."""
-    ids = list(previous_ids)
+def penalize(logits: np.ndarray, previous_ids: Sequence[int] | np.ndarray, penalty: float) -> None:
+    """Apply the repetition penalty to logits (V,), in place; repeated ids count once."""
+    ids = np.array(previous_ids, dtype=np.int64)
     logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
 
 

@@ -17,7 +17,6 @@ class Sequence:
         sampling: options for choosing its tokens.
         sample: its number among the sequences of one seed.
         ids: <bos>, the prompt, and the generated tokens.
-        text: the generated text, as far as it is final.
         logprobs: log-probability of each generated token under the model, in nats; None if not
             requested.
         forward_passes: number of forward passes so far.
@@ -47,7 +46,7 @@ class Sequence:
             raise UserError("stop: must not be empty")
         self.prompt, self.sampling, self.sample = prompt, sampling, sample
         self.ids = tokenizer.encode(prompt)[:-1]  # <eos> would end the text here
-        self.text = ""
+        self._released: list[str] = []  # joined on request: appending to a string copies it
         self.logprobs: list[float] | None = [] if logprobs else None
         self.forward_passes = self.drafted = 0
         self.finish_reason: str | None = None
@@ -55,6 +54,11 @@ class Sequence:
         self._max_length = self._prompt_length + max_new_tokens
         self._decoder = tokenizer.decoder()
         self._buffer = ""  # the end of the decoded text, which may begin a stop string
+
+    @property
+    def text(self) -> str:
+        """The generated text, as far as it is final."""
+        return "".join(self._released)
 
     @property
     def generated(self) -> list[int]:
@@ -91,7 +95,7 @@ class Sequence:
     def _release(self, length: int) -> str:
         """Move the first `length` characters of the buffer to the text."""
         final, self._buffer = self._buffer[:length], self._buffer[length:]
-        self.text += final
+        self._released.append(final)
         return final
 
     def _overlap(self, stop: str) -> int:

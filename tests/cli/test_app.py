@@ -497,6 +497,15 @@ def test_info_prints_a_line_per_value(cli):
     assert {"config:", "  d_model: 64", "parameters: 123"} <= set(lines)
 
 
+def test_info_escapes_control_characters(cli, trained, tokenizer, tmp_path):
+    evil = {"\x1b[2Jsection": {"\x1b[2Jkey": "\x1b[2Jvalue"}, "\x9bname": "\x9bvalue"}
+    metadata = model_metadata(trained.model, tokenizer, **evil)
+    out = cli("info", cwd=write_models(tmp_path, trained.model, metadata)).out
+    assert {"\\x1b[2Jsection:", "  \\x1b[2Jkey: '\\x1b[2Jvalue'"} <= set(out.splitlines())
+    assert "\x1b" not in out
+    assert "\x9b" not in out
+
+
 def test_info_of_bpe_omits_the_merges(cli, bpe_models):
     (values,) = cli("info", "--json", cwd=bpe_models).rows
     expected = {"type": "bpe", "size": 260, "normalization": "NFC", "lowercase": False}

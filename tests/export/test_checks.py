@@ -29,6 +29,7 @@ from minigpt.export.checks import (
     check_batches,
     check_parity,
     check_quality,
+    compared_lengths,
     logits_of,
     max_logit_difference,
 )
@@ -60,8 +61,15 @@ def exported(onnx_file) -> OnnxBackend:
     return OnnxBackend(onnx_file)
 
 
-def test_logits_match_at_every_length(trained, exported):
+def test_logits_match_pytorch(trained, exported):
     assert max_logit_difference(trained, exported) < 1e-4
+
+
+@pytest.mark.parametrize("max_seq_len", [1, 2, 8, 65536])
+def test_compared_lengths_include_the_edges(max_seq_len):
+    lengths = compared_lengths(max_seq_len, np.random.default_rng(0))
+    assert {1, max_seq_len} <= set(lengths) <= set(range(1, max_seq_len + 1))
+    assert len(lengths) <= 23
 
 
 @pytest.mark.parametrize("switches", ARCHITECTURES[1:], ids=str)
