@@ -228,7 +228,7 @@ def report(size: str, batch: int, seconds: dict[str, list[float]]) -> None:
 
 def start_up(rounds: int) -> None:
     """Measure the time from process start to the first character, and the memory of the process."""
-    generate = [sys.executable, "-m", "minigpt.cli.app", "generate", "-p", "", "--backend", "onnx"]
+    generate = [sys.executable, "-m", "minigpt.cli", "generate", "-p", "", "--backend", "onnx"]
     first, torch_import = [], []
     for _ in range(rounds):
         start = time.perf_counter()

@@ -16,6 +16,7 @@ from minigpt.cli.fetch import fetch
 from minigpt.cli.generate import generate
 from minigpt.cli.info import info
 from minigpt.cli.score import score
+from minigpt.common.entry_point import run_program
 from minigpt.common.errors import UserError
 
 app = typer.Typer(
@@ -56,16 +57,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # escape characters that the terminal's encoding lacks, instead of failing
             stream.reconfigure(errors="backslashreplace")
+    run_program(_run, prefix="minigpt-cli: ", unnamed="standard output")
+
+
+def _run() -> None:
     try:
         app()
-    except UserError as error:
-        sys.exit(f"minigpt-cli: {error}")
     except ModuleNotFoundError as error:
-        sys.exit(
-            f"minigpt-cli: {error.name}: package not installed; install minigpt[pipeline], which "
-            "contains it"
-        )
-
-
-if __name__ == "__main__":
-    main()
+        raise UserError(
+            f"{error.name}: package not installed; install minigpt[pipeline], which contains it"
+        ) from None

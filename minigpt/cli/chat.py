@@ -5,7 +5,6 @@ user and the model extend in turn.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from minigpt.cli import options
+from minigpt.cli.input import open_stdin
 from minigpt.cli.models import load_backend
+from minigpt.common.entry_point import raise_on_interrupt
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
 
@@ -64,8 +65,9 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    raise_on_interrupt()
     prompt = ""
-    if sys.stdin.isatty():
+    if open_stdin().isatty():
         prompt = "> "
         with contextlib.suppress(ImportError):  # not available on Windows
             import readline  # noqa: F401 (gives input() a history and line editing)

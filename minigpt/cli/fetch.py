@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from minigpt.common.entry_point import raise_on_interrupt
+
 
 def fetch(
     name: Annotated[
@@ -22,5 +24,6 @@ def fetch(
     if name is None:
         print(listing())
         return
+    raise_on_interrupt()
     target = fetch_corpus(name, Path("data/raw"))
     print(f"{target}\ntrain on it: dvc exp run -S data.path={target}")

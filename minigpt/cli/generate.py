@@ -1,6 +1,5 @@
 """minigpt-cli generate: continue one or many prompts."""
 
-import json
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ import typer
 from minigpt.cli import options
 from minigpt.cli.input import STDIN, read_text
 from minigpt.cli.models import load_backend
-from minigpt.cli.output import warn_about_unknown_characters
+from minigpt.cli.output import print_json, warn_about_unknown_characters
+from minigpt.common.entry_point import raise_on_interrupt
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
 
@@ -129,6 +129,7 @@ def generate(
         for sample in range(num_samples)
     ]
     show = str if raw else visible
+    raise_on_interrupt()
     try:
         if stream and not as_json:
             for sequence in sequences:
@@ -139,7 +140,9 @@ def generate(
             return
         for sequence in _finished(backend, sequences):
             if as_json:
-                print(json.dumps(_to_dict(sequence, backend), ensure_ascii=False), flush=stream)
+                print_json(_to_dict(sequence, backend))
+                if stream:
+                    sys.stdout.flush()
             else:
                 print("---\n" * bool(sequence.sample) + show(sequence.prompt + sequence.text))
     except KeyboardInterrupt:

@@ -1,9 +1,8 @@
 """minigpt-cli info: show the metadata of a model file."""
 
-import json
-
 from minigpt.cli import options
 from minigpt.cli.models import load_backend
+from minigpt.cli.output import print_json
 from minigpt.common.text import visible
 
 
@@ -22,7 +21,7 @@ def info(
     }
     metadata["vocabulary"] = backend.tokenizer.describe()
     if as_json:
-        print(json.dumps(metadata, ensure_ascii=False))
+        print_json(metadata)
         return
     lines = []
     for section, value in metadata.items():

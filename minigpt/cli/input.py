@@ -2,10 +2,22 @@
 
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from minigpt.common.errors import UserError
 
 STDIN = Path("-")
+
+
+def open_stdin() -> TextIO:
+    """Return standard input.
+
+    Raises:
+        UserError: The caller closed it.
+    """
+    if sys.stdin is None:
+        raise UserError("standard input: closed; pipe a text into it")
+    return sys.stdin
 
 
 def read_text(path: Path) -> str:
@@ -16,7 +28,7 @@ def read_text(path: Path) -> str:
     """
     name = "standard input" if path == STDIN else path
     try:
-        text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
+        text = open_stdin().read() if path == STDIN else path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{name}: cannot be read: {error.strerror}; name a readable text file"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt.cli.output import warn
+from minigpt.common.entry_point import raise_on_interrupt
 from minigpt.common.errors import UserError
 from minigpt.common.files import parse_json
 
@@ -88,6 +89,7 @@ def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
 
     if name is BackendName.torch:
         raise UserError(f"{uri}: MLflow stores the ONNX file only; use --backend onnx")
+    raise_on_interrupt()  # removes the folder
     with tempfile.TemporaryDirectory() as folder:
         file = download(uri, Path(folder))
         try:

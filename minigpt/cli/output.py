@@ -11,11 +11,21 @@ if TYPE_CHECKING:
     from minigpt.generation.backend import Backend
 
 
+def print_json(value: Any) -> None:
+    """Print `value` as one line of JSON, in ASCII if stdout cannot encode its characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
+
+
 def print_table(rows: list[dict[str, Any]], as_json: bool = False, as_csv: bool = False) -> None:
     """Print one JSON object per row, or CSV, or aligned columns."""
     if as_json:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print_json(row)
         return
     if as_csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")

@@ -87,11 +87,11 @@ def _make_durable(path: Path) -> None:
 
 @contextlib.contextmanager
 def name_errors(path: Path, *temporaries: Path) -> Iterator[None]:
-    """Set `path` as the file of each `OSError` that names no file, or one of `temporaries`."""
+    """Set `path` as the file of each `OSError` that names no file, or is in `temporaries`."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or Path(error.filename) in temporaries:
+        if error.filename is None or any(map(Path(error.filename).is_relative_to, temporaries)):
             error.filename, error.filename2 = os.fspath(path), None
         raise
 

@@ -1,6 +1,5 @@
-"""Entry point shared by the stages: logging, signals and one-line errors."""
+"""Entry point shared by the stages and tools: logging and signals."""
 
-import errno
 import logging
 import os
 import signal
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from minigpt.common.errors import UserError
+from minigpt.common.entry_point import raise_on_interrupt, run_program
 
 log = logging.getLogger(__name__)
 
@@ -36,26 +35,15 @@ class SignalCatcher:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage: log to stderr, and report errors caused by user input in one line (exit code 1).
+    """Run a stage: log to stderr, and print errors that the user can fix in one line (exit code 1).
 
     SIGTERM becomes an exception, so that context managers close what is open.
     """
+    raise_on_interrupt()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("__main__", "minigpt", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     if os.environ.get("RANK", "0") != "0":
         logging.disable()  # of the processes that train together, rank 0 logs for all
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            sys.exit(f"{error.filename or Path.cwd()}: the disk is full; make room and try again")
-        unusable = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-        if error.filename is None or error.errno not in unusable:
-            raise
-        sys.exit(f"{error.filename}: cannot be used ({error.strerror}); fix it and try again")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    run_program(main, unnamed=str(Path.cwd()))

@@ -24,7 +24,7 @@ from minigpt.model.checkpoint import save
 from minigpt.tokenizer import BPETokenizer
 from minigpt.training.ngram import build_ngram_table
 
-COMMAND = [sys.executable, "-m", "minigpt.cli.app"]
+COMMAND = [sys.executable, "-m", "minigpt.cli"]
 FOX = "The quick brown fox jumps over the lazy dog."  # the model has memorized this sentence
 VARIED = ["--seed", "5", "--temperature", "2", "--max-new-tokens", "20"]
 
@@ -327,6 +327,50 @@ def test_example_script_needs_no_minigpt(models):
     assert result.stdout == FOX + "\n"
     assert "import minigpt" not in script.read_text()
     assert "from minigpt" not in script.read_text()
+
+
+@pytest.mark.parametrize("command", ["generate -p a", "info"])
+def test_a_full_disk_behind_stdout_is_one_line(models, command):
+    with open("/dev/full", "w") as full:
+        result = run_in_process(models, *command.split(), stdout=full)
+    assert result.returncode == 1
+    assert result.stderr.startswith("minigpt-cli: standard output: cannot be used (No space left")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["chat", "score -"])
+def test_closed_standard_input_is_one_line(models, command):
+    result = run_in_process(models, *command.split(), preexec_fn=lambda: os.close(0))
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("minigpt-cli: standard input: closed")
+
+
+def test_a_closed_pipe_ends_the_command_quietly(models):
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = run_in_process(models, "generate", "-p", "a", stdout=writer)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_json_is_valid_in_any_encoding(models, encoding):
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    options = ["-p", "fox é 😀", "--max-new-tokens", "3"]
+    result = run_in_process(models, "generate", *options, "--json", env=env, encoding=encoding)
+    assert json.loads(result.stdout)["prompt"] == "fox é 😀"
+    result = run_in_process(models, "generate", *options, env=env, encoding=encoding)
+    assert result.stdout.startswith("fox ")
+    assert result.returncode == 0
+
+
+def run_in_process(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run a command in a process of its own."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+    command = [*COMMAND, *args]
+    return subprocess.run(
+        command, cwd=folder, stderr=subprocess.PIPE, check=False, **{**streams, **options}
+    )
 
 
 # chat
