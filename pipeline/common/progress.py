@@ -1,6 +1,7 @@
 """Progress bars on stderr, drawn only on a terminal."""
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,13 +32,14 @@ class ProgressBar(Progress):
     """Progress bar with the time left in its last column."""
 
     def __init__(self, *columns: ProgressColumn):
-        console = Console(stderr=True)
+        # without the argument, FORCE_COLOR would draw the bar into log files
+        console = Console(stderr=True, force_terminal=sys.stderr.isatty())
         super().__init__(
             *columns,
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.is_dumb_terminal,
         )
 
 
@@ -88,5 +90,5 @@ class TrainingProgress(ProgressBar):
         order = sorted(self.figures.items(), reverse=True)
         figures = "  ".join(f"{name} {value}" for name, value in order)
         self.update(self.task, completed=metrics["step"], figures=figures)
-        if "val/loss" in metrics and not self.console.is_terminal:
+        if "val/loss" in metrics and self.disable:
             log.info("step %d/%d  %s", metrics["step"], self.total_steps, figures)

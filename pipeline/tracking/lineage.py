@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import psutil
@@ -40,8 +40,17 @@ def machine() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{library: version(library) for library in LIBRARIES},
+        **{library: installed(library)[1] for library in LIBRARIES},
     }
+
+
+def installed(package: str) -> tuple[str, str]:
+    """Return the distribution that contains `package`, and its version."""
+    try:
+        return package, version(package)
+    except PackageNotFoundError:  # it has another name, such as onnxruntime-gpu
+        names = packages_distributions().get(package, [])
+        return (names[0], version(names[0])) if names else (package, "none")
 
 
 def _cpu_name() -> str:

@@ -2,13 +2,13 @@
 
 import os
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
+from pipeline.tracking.lineage import installed
 from pipeline.tracking.store import mlflow
 
 PACKAGES = ("numpy", "onnxruntime", "pandas")
@@ -38,6 +38,6 @@ def log_onnx_model(run_id: str, path: Path) -> str:
         signature=infer_signature(text, text, {"max_new_tokens": 200, **asdict(Sampling())}),
         input_example=text,
         # MLflow would take seconds to infer them
-        pip_requirements=[f"{package}=={version(package)}" for package in packages],
+        pip_requirements=["==".join(installed(package)) for package in packages],
     )
     return str(model.model_uri)

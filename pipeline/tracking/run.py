@@ -124,13 +124,13 @@ class TrainingRun(Run):
         super().__init__()
         self._trainer, self._params = trainer, params
         self._tokenizer, self._tokens = tokenizer, tokens
-        self._flops_per_token = lineage.flops_per_token(trainer.model)
         self._clock, self._clock_tokens = time.monotonic(), float(trainer.progress.tokens)
         self._monitor: Any = None
 
     def _open(self) -> Record:
         """Continue the record of an interrupted training, or make one."""
         assert self._trainer.resume is not None
+        self._flops_per_token = lineage.flops_per_token(self._trainer.model)
         training = self._trainer.resume.folder.name
         interrupted = [record for record in records() if record.is_interrupted(training)]
         record = interrupted[-1] if interrupted else self._create(training)
@@ -198,8 +198,8 @@ class TrainingRun(Run):
 
     def finish(self, held_out: bool) -> None:
         """Log the reports and the hash of the model; add the evaluation of an equal model."""
-        paths.MODEL_CARD.unlink(missing_ok=True)  # of an earlier model
         with self.guard():
+            paths.MODEL_CARD.unlink(missing_ok=True)  # of an earlier model
             tags = {f"model_{name}": file_digest(paths.MODEL, name) for name in ("md5", "sha256")}
             self.record.update("tags", {**tags, "held_out": str(held_out).lower()})
             files = [paths.TRAINING, *CURVES]
