@@ -1,29 +1,28 @@
 """Campaign: every kind of file that users can hand to MiniGPT is read as it is, or refused.
 
-A file is refused in one line, within a minute, without a traceback or a crash. `make test-slow`
-tries a few files of each kind, `make test-full` thousands. To try one again:
-
-    PYTHONPATH=.:tests python tests/campaigns/test_hostile.py KIND SEED…
+A file is refused in one line, within a minute, without a traceback or a crash. The cases take turns
+with the kinds in `CHECKS`.
 """
 
+import atexit
 import contextlib
 import io
 import json
 import multiprocessing
 import os
 import signal
-import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from random import Random
 
 import hostile_inputs as inputs
 import pytest
+from campaign import check_cases
 from conftest import ROOT, data_config
 from ruamel.yaml import YAML
 
@@ -35,7 +34,7 @@ from minigpt.corpus.readers import Reader
 from minigpt.tokenizer import load_tokenizer
 
 SECONDS = 60
-MAX_LINE = 1000  # characters of a message
+READ, REFUSED = (True, "read"), (True, "refused")
 
 
 def plain(text: str) -> str:
@@ -151,70 +150,58 @@ CHECKS: dict[str, Callable[[Random, Path], None]] = {
 }
 
 
-def problem(kind: str, seed: int, folder: Path) -> str | None:
-    """Return what is wrong with how one input is treated, or None."""
+REDUCED, FULL = 40 * len(CHECKS), 3000 * len(CHECKS)
+
+
+def try_file(kind: str, seed: int, folder: Path) -> tuple[bool, str]:
+    """Return whether one file is treated well, and the outcome or what is wrong."""
     try:
         CHECKS[kind](Random(seed), folder)
-    except UserError as error:
-        message = str(error)
-        if kind == "corpus":
-            return f"a correct file is refused: {message}"
-        one_line = len(message.splitlines()) == 1 and len(message) <= MAX_LINE
-        return None if one_line else f"not one line: {message!r}"
+    except UserError as error:  # always one line
+        return (False, f"a correct file is refused: {error}") if kind == "corpus" else REFUSED
     except BaseException as error:  # a panic of a Rust library is no Exception
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
-        return f"{type(error).__name__}: {str(error)[:300]!r} at {' '.join(where)}"
-    return None
+        return False, f"{type(error).__name__}: {str(error)[:300]!r} at {' '.join(where)}"
+    return READ
 
 
 class Worker:
-    """Runs `problem` in another process, which may crash or hang."""
+    """Runs `try_file` in another process, which may crash or hang."""
 
     def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context)
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         self._pid = self._pool.submit(os.getpid).result()
+
+    def try_file(self, kind: str, seed: int, folder: Path) -> tuple[bool, str]:
+        return self._pool.submit(try_file, kind, seed, folder).result(timeout=SECONDS)
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         self._pool.shutdown()
 
-    def problem(self, kind: str, seed: int, folder: Path) -> str | None:
-        try:
-            return self._pool.submit(problem, kind, seed, folder).result(timeout=SECONDS)
-        except BrokenProcessPool:
-            found = "the process crashed"
-        except TimeoutError:
-            found = f"not done after {SECONDS} seconds"
-        self.stop()
-        self._start()
-        return found
+
+@cache
+def worker() -> Worker:
+    new = Worker()
+    atexit.register(new.stop)
+    return new
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.stop()
+def run_case(number: int, folder: Path) -> str:
+    seed, kind = divmod(number, len(CHECKS))
+    name = list(CHECKS)[kind]
+    try:
+        well, outcome = worker().try_file(name, seed, folder)
+    except (BrokenProcessPool, TimeoutError) as error:
+        worker().stop()
+        worker.cache_clear()
+        well, outcome = False, f"crashed, or not done after {SECONDS} seconds: {error!r}"
+    assert well, f"{name}: {outcome}"
+    return outcome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", CHECKS)
-def test_hostile_files_are_read_or_refused(kind, worker, full, tmp_path):
-    problems = {}
-    for seed in range(2000 if full else 40):
-        if found := worker.problem(kind, seed, tmp_path):
-            problems[seed] = found
-    assert not problems
-
-
-if __name__ == "__main__":
-    kind, *seeds = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in map(int, seeds):
-            print(kind, seed, problem(kind, seed, Path(folder)))
+def test_hostile_files_are_read_or_refused(numbers, campaign_folder):
+    check_cases(run_case, numbers, campaign_folder)
