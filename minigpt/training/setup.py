@@ -15,6 +15,7 @@ from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distributed import Group
 from minigpt.training.fine_tuning import load_pretrained
+from minigpt.training.memory import check_memory
 from minigpt.training.resume import ResumeStore
 from minigpt.training.train import Trainer
 
@@ -29,15 +30,20 @@ def build_trainer(
     resume: ResumeStore,
     group: Group,
 ) -> Trainer:
-    """Build the model, its batches and their trainer; the same seed gives the same training."""
+    """Build the model, its batches and their trainer; the same seed gives the same training.
+
+    Raises:
+        UserError: There is too little memory, or a parameter does not fit the others or the data.
+    """
+    layout = (params.train.layout, params.train.batch_size, params.model.max_seq_len)
+    train_batches = Batches(tokens.ids["train"], *layout, seed=params.train.seed)
+    val_batches = Batches(tokens.ids[tokens.val_split], *layout)
+    check_memory(params, tokenizer.vocab_size, train_batches, device)
     torch.manual_seed(params.train.seed)
     torch.use_deterministic_algorithms(True)
     model = MiniGPT(tokenizer.vocab_size, params.model)
     if params.train.init_from is not None:
         load_pretrained(Path(params.train.init_from), model, tokenizer)
-    layout = (params.train.layout, params.train.batch_size, params.model.max_seq_len)
-    train_batches = Batches(tokens.ids["train"], *layout, seed=params.train.seed)
-    val_batches = Batches(tokens.ids[tokens.val_split], *layout)
     trainer = Trainer(model.to(device), train_batches, val_batches, params.train, resume, group)
     if trainer.progress.step:
         log.info("resuming at step %d of an interrupted training", trainer.progress.step)
@@ -50,14 +56,18 @@ def user_errors() -> Iterator[None]:
     """Turn errors of PyTorch that a parameter can avoid into a `UserError`."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "train.batch_size: out of memory; lower it, or raise train.accumulation_steps"
-        ) from None
+    except (torch.OutOfMemoryError, MemoryError):
+        raise out_of_memory() from None
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # by PyTorch for the CPU
+            raise out_of_memory() from None
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
             f"train.compile: PyTorch cannot compile here ({reason}); set it to false"
         ) from None
+
+
+def out_of_memory() -> UserError:
+    return UserError("train.batch_size: out of memory; lower it, or raise train.accumulation_steps")
