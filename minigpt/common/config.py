@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,16 +20,25 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from minigpt.common.errors import UserError, one_line
 from minigpt.common.files import read_errors
 from minigpt.common.text import Normalization
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _check_path(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("must not contain a NUL character")
+    return path
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_check_path)]
 
 
 class Section(BaseModel):
@@ -37,8 +47,8 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    path: Annotated[str, Field(min_length=1)]
-    pattern: Annotated[str, Field(min_length=1)]
+    path: FilePath
+    pattern: FilePath
     format: Literal["auto", "text", "csv", "tsv", "jsonl", "parquet"]
     text_column: Annotated[str, Field(min_length=1)]
     documents: Literal["auto", "line", "blank_line", "file", "separator", "none"]
@@ -91,7 +101,7 @@ class TrainConfig(Section):
     batch_size: PositiveInt
     accumulation_steps: PositiveInt
     max_steps: PositiveInt | None
-    max_epochs: Annotated[float, Field(gt=0)] | None
+    max_epochs: Annotated[float, Field(gt=0, le=1e9)] | None
     optimizer: Literal["adamw", "muon"]
     learning_rate: Annotated[float, Field(gt=0)]
     min_learning_rate: Annotated[float, Field(ge=0)]
@@ -106,12 +116,12 @@ class TrainConfig(Section):
     eval_batches: PositiveInt | None
     log_interval: PositiveInt
     patience: PositiveInt | None
-    init_from: str | None
+    init_from: FilePath | None
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
     compile: bool
-    processes: PositiveInt
-    seed: Seed
+    processes: Annotated[int, Field(gt=0, le=1024)]
+    seed: NonNegativeInt
 
     @field_validator("init_from")
     @classmethod
@@ -154,7 +164,7 @@ class EvaluateConfig(Section):
     max_new_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     top_k: PositiveInt
-    seed: Seed
+    seed: NonNegativeInt
 
 
 class ExportConfig(Section):
@@ -219,6 +229,18 @@ def add_missing(sections: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, A
     return {name: {**VALUE_BEFORE.get(name, {}), **values} for name, values in sections.items()}
 
 
+class _Constructor(SafeConstructor):
+    """Converts YAML to values, and names the line of a value that cannot be converted."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (YAMLError, RecursionError, MemoryError):
+            raise
+        except Exception as error:  # of int(), float(), datetime() and others
+            raise ConstructorError(None, None, one_line(error), node.start_mark) from None
+
+
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Load and validate the parameters in `path`.
 
@@ -229,10 +251,15 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     try:
         with read_errors(path, "run in the folder that contains it"):
             # YAML 1.2, like DVC: 1e-3 is a number (in YAML 1.1 it is a string)
-            return Params.model_validate(YAML(typ="safe", pure=True).load(path))
+            yaml = YAML(typ="safe", pure=True)
+            yaml.Constructor = _Constructor
+            return Params.model_validate(yaml.load(path))
     except ValidationError as error:
         raise UserError(f"{path}: {_one_line(error)}") from None
-    except (YAMLError, ValueError) as error:
+    except MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}: not valid YAML: {error.problem}{line}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid YAML: nested too deeply") from None

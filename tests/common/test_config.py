@@ -112,6 +112,28 @@ def test_params_are_immutable():
         ("model:", "model: {", "not valid YAML: "),
         ("model:", f"model: {'[' * 2000}", "not valid YAML: nested too deeply"),
         ("d_model: 128", "d_model: 128\n  d_model: 64", "not valid YAML: .*duplicate key"),
+        ("d_model: 128", f"d_model: 1{'0' * 400}", "model.d_model: Input should be less than"),
+        ("d_model: 128", f"d_model: 1{'0' * 5000}", "Exceeds the limit .* line 24"),
+        (
+            "d_model: 128",
+            "d_model: !!python/object:os.system x",
+            "not valid YAML: .*the tag .*line 24",
+        ),
+        ("d_model: 128", "d_model: !mine 3", "not valid YAML: .*the tag '!mine'.* line 24"),
+        ("d_model: 128", "d_model: !!bool x", "not valid YAML: .* line 24"),  # KeyError
+        ("d_model: 128", "d_model: !!int ''", "not valid YAML: .* line 24"),  # IndexError
+        ("d_model: 128", "d_model: 2001-99-99", "not valid YAML: month must be in .* line 24"),
+        ("max_epochs: null", "max_epochs: 1e308", "train.max_epochs: Input should be less than or"),
+        ("max_epochs: null", "max_epochs: 1e309", "train.max_epochs: .* finite number"),
+        ("max_epochs: null", f"max_epochs: 1{'0' * 400}", "train.max_epochs: .* valid number"),
+        ("processes: 1 ", "processes: 10000 ", "train.processes: .* less than or equal to 1024"),
+        (
+            "init_from: null",
+            'init_from: "pretrained/\\0"',
+            "train.init_from: must not contain",
+        ),
+        ("path: data/raw/tales.txt", 'path: "a\\0b"', "data.path: must not contain a NUL"),
+        ('pattern: "*"', 'pattern: "a\\0b"', "data.pattern: must not contain a NUL"),
     ],
 )
 def test_params_error_is_one_line_that_names_the_key(tmp_path, old, new, message):
@@ -124,12 +146,23 @@ def test_params_error_is_one_line_that_names_the_key(tmp_path, old, new, message
     assert str(error.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("content", ["", "- a\n", "text", "data: 1"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["", "- a\n", "text", "data: 1", "1: 2", "? [a]\n: b", "? {a: 1}\n: b", "&a {data: *a}"],
+        *["caf\xe9: 1", "\0", "{a: " * 3000, "- " * 5000, "a: 1\n---\nb: 2"],
+    ],
+)
 def test_file_without_sections_is_rejected(tmp_path, content):
     path = tmp_path / "params.yaml"
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"params\.yaml: "):
         load_params(path)
+
+
+def test_folder_in_place_of_params_is_rejected(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load_params(tmp_path)
 
 
 def test_missing_params_file_is_reported(tmp_path):
