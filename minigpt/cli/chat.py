@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from minigpt.cli import options
-from minigpt.cli.input import open_stdin
+from minigpt.cli.input import BYTE_ORDER_MARK, open_stdin
 from minigpt.cli.models import load_backend
 from minigpt.common.entry_point import raise_on_interrupt
 from minigpt.common.errors import UserError
@@ -73,7 +73,7 @@ def chat(
             import readline  # noqa: F401 (gives input() a history and line editing)
     try:
         while (line := input(prompt)).strip() not in ("/quit", "/exit"):
-            session.handle(line)
+            session.handle(line.removeprefix(BYTE_ORDER_MARK))
     except EOFError:  # Ctrl-D, or the end of a pipe
         pass
     except KeyboardInterrupt:

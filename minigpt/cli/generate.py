@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minigpt.cli import options
-from minigpt.cli.input import STDIN, read_text
+from minigpt.cli.input import BYTE_ORDER_MARK, STDIN, read_text
 from minigpt.cli.models import load_backend
 from minigpt.cli.output import print_json, warn_about_unknown_characters
 from minigpt.common.entry_point import raise_on_interrupt
@@ -155,7 +155,7 @@ def _read_prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
         return read_text(prompts_file).removesuffix("\n").split("\n")
     if prompt is None and sys.stdin is not None and not sys.stdin.isatty():
         prompt = read_text(STDIN).removesuffix("\n")
-    return [prompt or ""]
+    return [(prompt or "").removeprefix(BYTE_ORDER_MARK)]
 
 
 def _finished(backend: "Backend", sequences: "list[Sequence]") -> "Iterator[Sequence]":

@@ -1,5 +1,6 @@
 """Read text from files and standard input."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -7,6 +8,7 @@ from typing import TextIO
 from minigpt.common.errors import UserError
 
 STDIN = Path("-")
+BYTE_ORDER_MARK = "\ufeff"  # dropped at the start of a text, as in a corpus
 
 
 def open_stdin() -> TextIO:
@@ -20,6 +22,11 @@ def open_stdin() -> TextIO:
     return sys.stdin
 
 
+def expand_home(path: Path) -> Path:
+    """Replace `~` at the start, which a shell leaves in `--model=~/file`."""
+    return Path(os.path.expanduser(path))
+
+
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, or of standard input for `STDIN`.
 
@@ -28,11 +35,11 @@ def read_text(path: Path) -> str:
     """
     name = "standard input" if path == STDIN else path
     try:
-        text = open_stdin().read() if path == STDIN else path.read_text(encoding="utf-8")
+        text = open_stdin().read() if path == STDIN else expand_home(path).read_text("utf-8")
     except OSError as error:
         raise UserError(
             f"{name}: cannot be read: {error.strerror}; name a readable text file"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text at byte {error.start}; convert it first") from None
-    return text.removeprefix("\ufeff")  # a byte order mark, as in a corpus
+    return text.removeprefix(BYTE_ORDER_MARK)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt.cli.input import expand_home
 from minigpt.cli.output import warn
 from minigpt.common.entry_point import raise_on_interrupt
 from minigpt.common.errors import UserError
@@ -46,6 +47,7 @@ def load_backend(name: BackendName | None, model: Path | None) -> "OnnxBackend |
         raise UserError(
             f"{model}: the {name} backend cannot read {model.suffix} files; use --backend {backend}"
         )
+    model = expand_home(model)
     if not os.path.exists(model):
         raise UserError(f"{model}: no such model; run `dvc repro` to train one, or name another")
     if backend is BackendName.torch:

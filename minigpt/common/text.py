@@ -16,9 +16,23 @@ def fenced(text: str) -> str:
     >>> fenced("a")
     '```text\na\n```'
     """
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, _longest_backticks(text) + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+def inline_code(text: str) -> str:
+    r"""Return `text` as code within a line of Markdown; white space becomes single spaces.
+
+    >>> inline_code("a\nb"), inline_code("`")
+    ('`a b`', '`` ` ``')
+    """
+    longest = _longest_backticks(text)
+    mark, space = "`" * (longest + 1), " " * (longest > 0)
+    return f"{mark}{space}{' '.join(text.split())}{space}{mark}"
+
+
+def _longest_backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def visible(text: str) -> str:

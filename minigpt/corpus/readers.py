@@ -5,8 +5,10 @@ import csv
 import gzip
 import io
 import itertools
+import os
 import re
-import stat
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
@@ -32,7 +34,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 COMPRESSIONS = {".gz", ".zst"}
-CHUNK_ROWS = 10_000  # of a Parquet table, read at once
+CHUNK_ROWS = 1_000  # of a Parquet table, in memory at once
 MAX_FIELD_SIZE = 2**31 - 1  # of a CSV table, in characters; Python's limit is 128 KB
 
 
@@ -46,7 +48,8 @@ class Reader:
 
     def __init__(self, config: DataConfig):
         self.config = config
-        self.files = find_files(Path(config.path).expanduser(), config.pattern, config.format)
+        path = Path(os.path.expanduser(config.path))
+        self.files = find_files(path, config.pattern, config.format)
         self.bytes_total = sum(file.stat().st_size for file in self.files)
         self._bytes_done = 0  # of the files before the open one
         self._open_file: IO[bytes] | None = None
@@ -79,7 +82,8 @@ class Reader:
             case "jsonl":
                 texts = read_jsonl(lines, file, column)
             case "parquet":
-                texts = read_parquet(stream, file, column, self._codec_errors)
+                read = read_compressed_parquet if _compression(file) else read_parquet
+                texts = read(stream, file, column, self._codec_errors)
             case "csv" | "tsv":
                 delimiter = "," if kind == "csv" else "\t"
                 texts = read_csv(stream, file, column, delimiter, self._codec_errors)
@@ -99,18 +103,24 @@ def find_files(path: Path, pattern: str, data_format: str = "auto") -> list[Path
     does not identify a format.
 
     Raises:
-        UserError: Nothing is there, it is neither a file nor a folder, or no file matches.
+        UserError: Nothing is there, no file matches, or one is a pipe, a device or a broken link.
     """
     with read_errors(path, _missing_advice(path)):
-        mode = path.stat().st_mode
-    if stat.S_ISREG(mode):
-        return [path]
-    if not stat.S_ISDIR(mode):
-        raise UserError(f"{path}: neither a file nor a folder; copy its content into a file")
+        path.stat()
+    files = [path]
+    if path.is_dir():
+        files = _files_in(path, pattern, data_format)
+    for file in files:
+        if not file.is_file():  # reading a pipe or device may never end
+            raise UserError(f"{file}: neither a file nor a folder; replace it by a file")
+    return files
+
+
+def _files_in(path: Path, pattern: str, data_format: str) -> list[Path]:
     files = sorted(
         file
         for file in _matching(path, pattern)
-        if file.is_file()
+        if not file.is_dir()
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and (data_format != "auto" or infer_format(file))
     )
@@ -242,11 +252,12 @@ def read_csv(
     lines = (re.split(r"(?<=\r)(?!\n)", line) for line in decode_lines(stream, file, errors))
     reader = csv.reader(itertools.chain.from_iterable(lines), delimiter=delimiter, strict=True)
     try:
-        header = next(reader, None)
+        rows = filter(None, reader)
+        header = next(rows, None)
         if header is None:
             return
         index = _column_index(file, column, header)
-        for row in filter(None, reader):
+        for row in rows:
             if len(row) != len(header):
                 raise UserError(
                     f"{file}: line {reader.line_num}: {len(row)} fields, but the header has "
@@ -257,12 +268,19 @@ def read_csv(
         raise UserError(f"{file}: line {reader.line_num}: not a table: {one_line(error)}") from None
 
 
+def read_compressed_parquet(
+    stream: IO[bytes], file: Path, column: str, errors: str
+) -> Iterator[str]:
+    """Like `read_parquet`, from a copy: Parquet is read from its end, compressed files forward."""
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy)
+        yield from read_parquet(copy, file, column, errors)
+
+
 def read_parquet(stream: IO[bytes], file: Path, column: str, errors: str) -> Iterator[str]:
     """Yield one column of a Parquet table; null is no document."""
-    # Parquet is read from its end, and a compressed file only forward: it goes into memory first
-    seekable = io.BytesIO(stream.read()) if _compression(file) else stream
     try:
-        table = pyarrow.parquet.ParquetFile(seekable)
+        table = pyarrow.parquet.ParquetFile(stream)
         schema = table.schema_arrow
         kind = schema.field(_column_index(file, column, schema.names)).type
         if types.is_dictionary(kind):

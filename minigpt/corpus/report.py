@@ -10,7 +10,7 @@ import pandas as pd
 
 from minigpt.common.files import atomic_file, atomic_write
 from minigpt.common.plots import drawable
-from minigpt.common.text import fenced
+from minigpt.common.text import fenced, inline_code
 from minigpt.corpus.corpus import Document
 from minigpt.data.token_files import SplitInfo
 
@@ -83,9 +83,9 @@ class DataReport:
 
 Equal documents dropped: {dropped:,}
 
-Commonest characters: {_inline(common)}
+Commonest characters: {" ".join(map(inline_code, common))}
 
-Rarest characters: {_inline(rare)}
+Rarest characters: {" ".join(map(inline_code, rare))}
 
 ![Lengths and characters](data.png)
 
@@ -103,10 +103,6 @@ def _figures(info: SplitInfo) -> dict[str, Any]:
         "tokens": info.tokens,
         "unknown_share": info.unknown / max(1, info.tokens),
     }
-
-
-def _inline(characters: pd.Series) -> str:
-    return " ".join(f"`{character}`" for character in characters)
 
 
 def _plot(lengths: pd.DataFrame, characters: pd.DataFrame) -> Any:

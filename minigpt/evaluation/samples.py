@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from minigpt.common.text import fenced
+from minigpt.common.text import fenced, inline_code
 from minigpt.generation.backend import Backend
 from minigpt.generation.engine import generate
 from minigpt.generation.sampling import Sampling
@@ -18,6 +18,6 @@ def samples_markdown(
     )
     for sample, prompt in enumerate(prompts):
         continuation = "".join(generate(backend, prompt, max_new_tokens, sampling, sample))
-        heading = f"`{' '.join(prompt.split())}`" if prompt.strip() else "No prompt"
+        heading = inline_code(prompt) if prompt.strip() else "No prompt"
         text += f"\n## {heading}\n\n{fenced(prompt + continuation)}\n"
     return text

@@ -150,12 +150,17 @@ class BPETokenizer(Tokenizer):
             )
             vocab = values["model"]["vocab"]
             tokenizer = cls(len(vocab), form, "Lowercase" in steps)
-            # first, because the library panics on merges that do not fit its settings
+            # first, because the library panics on merges that do not fit settings or vocabulary
+            merges = [
+                merge.split(" ") if isinstance(merge, str) else merge
+                for merge in values["model"]["merges"]
+            ]
             valid = (
                 _settings(values) == _settings(tokenizer.to_dict())
                 and list(vocab.values()) == list(range(len(vocab)))
                 and BYTE_OF.keys() <= vocab.keys()
                 and tuple(vocab)[: len(SPECIAL_TOKENS)] == SPECIAL_TOKENS
+                and all({left, right, left + right} <= vocab.keys() for left, right in merges)
             )
             if valid:
                 tokenizer._set_vocabulary(values)

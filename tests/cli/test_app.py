@@ -228,6 +228,19 @@ def test_byte_order_mark_of_a_text_file_is_dropped(cli, tmp_path):
     assert "<unk>" not in cli("score", f"{tmp_path}/prompts.txt").err
 
 
+def test_byte_order_mark_of_a_prompt_is_dropped(cli):
+    assert cli("generate", "-p", "\ufeffThe", "--greedy").out.startswith("The")
+    assert "\nThe" in cli("chat", stdin="\ufeffThe\n/text\n").out
+
+
+def test_home_folder_is_expanded_in_options(cli, models, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(models / "models/minigpt.onnx", tmp_path)
+    (tmp_path / "a.txt").write_text("The")
+    options = ["--prompts-file=~/a.txt", "--model=~/minigpt.onnx"]
+    assert cli("generate", *options).rows[0]["prompt"] == "The"
+
+
 def test_prompts_file_can_be_piped(cli):
     rows = cli("generate", "--prompts-file", "-", stdin="The\nA\n").rows
     assert [row["prompt"] for row in rows] == ["The", "A"]

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import socket
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 
@@ -201,18 +203,26 @@ def test_patterns_cannot_leave_the_folder(tmp_path, pattern):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_pipes_and_devices_are_not_read(tmp_path):
-    os.mkfifo(tmp_path / "pipe.txt")
-    for path in (tmp_path / "pipe.txt", "/dev/zero"):
+    for name in ("pipe", "socket", "link"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("one")
+    os.mkfifo(tmp_path / "pipe/b.txt")
+    (tmp_path / "link/b.txt").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket/b.txt"))
+    paths = [tmp_path / "pipe", tmp_path / "pipe/b.txt", tmp_path / "socket", tmp_path / "link"]
+    for path in (*paths, "/dev/zero"):
         with pytest.raises(UserError, match="neither a file nor a folder"):
             documents(path)
-    (tmp_path / "a.txt").write_text("one")
-    assert documents(tmp_path) == ["one"]
+    assert documents(tmp_path / "pipe", pattern="a*") == ["one"]
 
 
 def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("one")
     assert documents("~/a.txt") == ["one"]
+    with pytest.raises(UserError, match=r"^~nobody-has-this-name/a\.txt: not found"):
+        documents("~nobody-has-this-name/a.txt")
 
 
 fields = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"))
@@ -231,6 +241,24 @@ def test_csv_lines_may_end_in_carriage_returns(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes(b'id,text\r1,"a\r\nb"\r2,c\r\r\n3,d')
     assert documents(file) == ["a\nb", "c", "d"]
+
+
+def test_csv_cells_are_kept_as_they_are(tmp_path):
+    file = tmp_path / "a.csv"
+    cells = ["007", "1e5", "NaN", "# no comment", " spaces ", "True", "x" * 200_000]
+    file.write_text("\n\ntext,\n" + "".join(f"{cell},\n\n" for cell in cells))
+    assert documents(file) == cells
+
+
+def test_compressed_parquet_is_not_held_in_memory(tmp_path):
+    file = tmp_path / "a.parquet.gz"
+    table = pa.table({"text": ["short"] * 9, "other": [os.urandom(1_000_000) for _ in range(9)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    file.write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes(), 0))
+    tracemalloc.start()
+    assert documents(file, deduplicate=False) == ["short"] * 9
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
 
 
 def test_parquet_bytes_are_decoded(tmp_path):

@@ -331,6 +331,7 @@ def test_changed_bpe_vocabulary_is_rejected(bpe):
         lambda values: values["model"].update(type="WordPiece"),
         lambda values: values["model"].update(continuing_subword_prefix="no"),  # a panic in Rust
         lambda values: values["model"]["merges"].append(["no", "such"]),
+        lambda values: values["model"]["vocab"].popitem(),  # a panic in Rust
         lambda values: values["model"]["vocab"].update(more=1000),
         lambda values: values["model"]["vocab"].update({"日": 290}),
         lambda values: values["pre_tokenizer"].update(add_prefix_space=True),
