@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from minigpt.generation.backend import Backend
     from minigpt.generation.sequence import Sequence
 
+MAX_SAMPLES = 100_000  # all are kept in memory
+
 
 def generate(
     context: typer.Context,
@@ -104,8 +106,8 @@ def generate(
         raise UserError("greedy: means temperature 0; give --greedy or --temperature, not both")
     if prompt is not None and prompts_file is not None:
         raise UserError("prompts-file: cannot be combined with --prompt; give one of the two")
-    if num_samples < 1:
-        raise UserError(f"num-samples: must be 1 or more, but it is {num_samples}")
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        raise UserError(f"num-samples: must be from 1 to {MAX_SAMPLES}, but it is {num_samples}")
     as_json = as_json or prompts_file is not None
     if logprobs and not as_json:
         raise UserError("logprobs: needs JSON output; add --json")

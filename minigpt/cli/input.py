@@ -31,9 +31,11 @@ def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, or of standard input for `STDIN`.
 
     Raises:
-        UserError: The file cannot be read or is not UTF-8.
+        UserError: The file cannot be read, is a device, or is not UTF-8.
     """
     name = "standard input" if path == STDIN else path
+    if path.is_char_device():  # /dev/zero has no end
+        raise UserError(f"{name}: a device; name a text file, or - for standard input")
     try:
         text = open_stdin().read() if path == STDIN else expand_home(path).read_text("utf-8")
     except OSError as error:

@@ -111,7 +111,8 @@ def test_error_is_one_line_without_traceback(models):
         (["--max-new-tokens", "0"], "max-new-tokens: must be 1 or more, but it is 0"),
         (["--top-p", "0"], "top-p: must be above 0 and at most 1, but it is 0.0"),
         (["--seed", "-1"], "seed: must be from 0 to 2^63 - 1, but it is -1"),
-        (["--num-samples", "0"], "num-samples: must be 1 or more, but it is 0"),
+        (["--num-samples", "0"], "num-samples: must be from 1 to 100000, but it is 0"),
+        (["--num-samples", "9" * 20], "num-samples: must be from 1 to 100000, but it is 99999999"),
         (["--greedy", "--temperature", "0.8"], "greedy: means temperature 0"),
         (["--stop", ""], "stop: must not be empty"),
         (["--logprobs"], "logprobs: needs JSON output; add --json"),
@@ -510,11 +511,12 @@ def test_score_reads_standard_input(cli):
     [
         ("none.txt", "none.txt: cannot be read: No such file"),
         ("latin.txt", "latin.txt: not UTF-8 text at byte 3; convert it first"),
+        ("/dev/zero", "/dev/zero: a device; name a text file, or - for standard input"),
     ],
 )
 def test_unreadable_text_is_an_error(cli, tmp_path, name, message):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    assert message in cli("score", f"{tmp_path}/{name}", code=1).err
+    assert message in cli("score", str(tmp_path / name), code=1).err
 
 
 # bench
