@@ -1,10 +1,14 @@
 """Parallel processing of batches on all cores, in order and in little memory."""
 
+import contextlib
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
+
+from minigpt.common.errors import UserError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -45,14 +49,35 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     # imported here: a tokenizer that only encodes prompts does not need it
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     workers = os.cpu_count() or 1
     # spawn: a forked child would inherit locks that other threads of this process hold
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        in_flight: deque[Future[Result]] = deque()
-        for item in chain(first, iterator):
-            in_flight.append(pool.submit(function, item))
-            if len(in_flight) > 2 * workers:
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            in_flight: deque[Future[Result]] = deque()
+            for item in chain(first, iterator):
+                with _interrupts_blocked():  # `submit` starts the processes
+                    in_flight.append(pool.submit(function, item))
+                if len(in_flight) > 2 * workers:
+                    yield in_flight.popleft().result()
+            while in_flight:
                 yield in_flight.popleft().result()
-        while in_flight:
-            yield in_flight.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, probably because memory is short; free memory and try "
+            "again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C. Processes that start meanwhile ignore it; they end with this process."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
