@@ -231,7 +231,7 @@ def test_byte_order_mark_of_a_text_file_is_dropped(cli, tmp_path):
 
 def test_byte_order_mark_of_a_prompt_is_dropped(cli):
     assert cli("generate", "-p", "\ufeffThe", "--greedy").out.startswith("The")
-    assert "\nThe" in cli("chat", stdin="\ufeffThe\n/text\n").out
+    assert cli("chat", stdin="\ufeffThe\n").out == cli("chat", stdin="The\n").out
 
 
 def test_home_folder_is_expanded_in_options(cli, models, tmp_path, monkeypatch):
