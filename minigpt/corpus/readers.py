@@ -6,7 +6,6 @@ import gzip
 import io
 import itertools
 import os
-import re
 import shutil
 import tempfile
 import zlib
@@ -85,8 +84,7 @@ class Reader:
                 read = read_compressed_parquet if _compression(file) else read_parquet
                 texts = read(stream, file, column, self._codec_errors)
             case "csv" | "tsv":
-                delimiter = "," if kind == "csv" else "\t"
-                texts = read_csv(stream, file, column, delimiter, self._codec_errors)
+                texts = read_csv(lines, file, column, "," if kind == "csv" else "\t")
             case _:
                 raise UserError(
                     f"{file}: cannot infer the format from the extension; set data.format to "
@@ -183,8 +181,8 @@ def _decompress(raw: IO[bytes], file: Path) -> Any:
     return raw
 
 
-def decode_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterator[str]:
-    """Yield the lines of UTF-8 text with their line ends, without byte order mark.
+def read_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterator[str]:
+    """Yield the lines of UTF-8 text without line ends (LF, CRLF or CR) and byte order mark.
 
     Args:
         stream: Content of the file, decompressed.
@@ -196,8 +194,10 @@ def decode_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Itera
     with damaged_file_errors(file):
         for raw in stream:
             line = _decode(raw, errors, f"{file}:", offset)
-            yield line.removeprefix("\ufeff") if offset == 0 else line
+            if offset == 0:
+                line = line.removeprefix("\ufeff")
             offset += len(raw)
+            yield from line.removesuffix("\n").removesuffix("\r").split("\r")
 
 
 def _decode(data: bytes, errors: str, where: str, offset: int = 0) -> str:
@@ -208,12 +208,6 @@ def _decode(data: bytes, errors: str, where: str, offset: int = 0) -> str:
             f"{where} not UTF-8 text at byte {offset + error.start}; save it as UTF-8, or "
             "set data.invalid_utf8 to replace"
         ) from None
-
-
-def read_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterator[str]:
-    """Like `decode_lines`, without the line ends (LF, CRLF or CR)."""
-    for line in decode_lines(stream, file, errors):
-        yield from line.removesuffix("\n").removesuffix("\r").split("\r")
 
 
 def read_jsonl(lines: Iterable[str], file: Path, column: str) -> Iterator[str]:
@@ -240,17 +234,13 @@ def read_jsonl(lines: Iterable[str], file: Path, column: str) -> Iterator[str]:
         yield LONE_SURROGATE.sub("\ufffd", text)
 
 
-def read_csv(
-    stream: IO[bytes], file: Path, column: str, delimiter: str, errors: str
-) -> Iterator[str]:
+def read_csv(lines: Iterable[str], file: Path, column: str, delimiter: str) -> Iterator[str]:
     """Yield one column of a table with a header line and RFC 4180 quotes.
 
     Every value is text, also "NA", "1.0" and "". Blank lines are no rows.
     """
     csv.field_size_limit(MAX_FIELD_SIZE)
-    # a CR alone ends a line, too
-    lines = (re.split(r"(?<=\r)(?!\n)", line) for line in decode_lines(stream, file, errors))
-    reader = csv.reader(itertools.chain.from_iterable(lines), delimiter=delimiter, strict=True)
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
     try:
         rows = filter(None, reader)
         header = next(rows, None)

@@ -232,8 +232,7 @@ fields = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r
 def test_csv_fields_are_read_as_written(rows, delimiter):
     table = io.StringIO(newline="")
     csv.writer(table, delimiter=delimiter).writerows([("id", "text"), *rows])
-    stream = io.BytesIO(table.getvalue().encode())
-    found = read_csv(stream, Path("a.csv"), "text", delimiter, "strict")
+    found = read_csv(table.getvalue().split("\r\n"), Path("a.csv"), "text", delimiter)
     assert list(found) == [text for _, text in rows]
 
 
