@@ -55,7 +55,7 @@ sync: setup ## upload missing runs to the tracking store
 bench: setup ## measure the speed of tokenization against other libraries
 	python benchmarks/tokenization.py
 
-campaign: setup ## go on trying to break MiniGPT, by numbered cases; NAME=damage, faults, hostile, kills or stores, MINUTES=60
+campaign: setup ## go on trying to break MiniGPT, by numbered cases; NAME=damage, faults, hostile, kills, params or stores, MINUTES=60
 	PYTHONPATH=tests:. python tests/campaigns/campaign.py $(NAME) --minutes $(or $(MINUTES),60)
 
 docs: setup ## generate docs/cli.md from the help of minigpt-cli

@@ -4,6 +4,7 @@ Loading validates the whole file, so a typo in `export` already fails in the fir
 params.yaml explains each key and holds its default; types and ranges are defined here.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 
 from minigpt.common.errors import UserError, one_line
 from minigpt.common.files import read_errors
@@ -249,7 +250,10 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
             wrong type or range. The message names the key.
     """
     try:
-        with read_errors(path, "run in the folder that contains it"):
+        with (
+            read_errors(path, "run in the folder that contains it"),
+            warnings.catch_warnings(action="ignore", category=YAMLWarning),
+        ):
             # YAML 1.2, like DVC: 1e-3 is a number (in YAML 1.1 it is a string)
             yaml = YAML(typ="safe", pure=True)
             yaml.Constructor = _Constructor
