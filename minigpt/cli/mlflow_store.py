@@ -54,7 +54,7 @@ def import_mlflow() -> Any:
     os.environ.update({**SETTINGS, **os.environ})
     import mlflow
 
-    for noisy in ("mlflow", "alembic"):
+    for noisy in ("mlflow", "alembic", "urllib3"):
         # failures are raised as exceptions, too
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     return mlflow

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 UPLOAD_INTERVAL = 10.0  # seconds; one request for many metrics, since each costs milliseconds
 RETRY_INTERVAL = 120.0  # seconds; an attempt at a locked store takes twenty
 START_TIMEOUT = 5.0  # seconds that a stage waits for the first upload
+END_TIMEOUT = 60.0  # seconds that a stage waits for the last upload
 LOCK_TIMEOUT = 30.0  # seconds; only one process at a time writes a record
 SAMPLE_TOKENS = 80  # length of the text at each validation, without a prompt and with seed 0
 SYSTEM_METRIC = "system/cpu_utilization_percentage"
@@ -85,8 +86,9 @@ class Run:
                 self.record.end("FINISHED" if error is None else "KILLED" if killed else "FAILED")
             finally:
                 self._ending.set()
-                self._thread.join()
-                self.record.lock.release()
+                self._thread.join(END_TIMEOUT)
+                if not self._thread.is_alive():  # otherwise the end of the process releases it
+                    self.record.lock.release()
             if not self._uploaded:
                 log.warning("the run is recorded, but not uploaded; `make sync` repeats the upload")
 

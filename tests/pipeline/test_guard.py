@@ -1,5 +1,7 @@
 """Failures inside of tracking: one warning, and the stage goes on."""
 
+import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -47,6 +49,20 @@ def test_a_failure_costs_one_warning(new_run, monkeypatch, caplog, action):
             run.log({"step": 5, "tokens": 160.0, "train/loss": 3.0, "val/loss": 3.0})
             run.finish(held_out=True)  # there is no model either
     assert caplog.text.count("tracking failed") == 1
+
+
+def test_a_slow_upload_does_not_delay_the_end(new_run, monkeypatch, caplog):
+    stuck = threading.Event()
+    monkeypatch.setattr("pipeline.tracking.run.upload", lambda record: stuck.wait())
+    monkeypatch.setattr("pipeline.tracking.run.START_TIMEOUT", 0.1)
+    monkeypatch.setattr("pipeline.tracking.run.END_TIMEOUT", 0.1)
+    start = time.monotonic()
+    with new_run() as run:
+        pass
+    assert time.monotonic() - start < 10
+    assert run.record.info["status"] == "FINISHED"
+    assert "recorded, but not uploaded; `make sync` repeats the upload" in caplog.text
+    stuck.set()
 
 
 def test_a_package_of_another_name_is_found(monkeypatch):
