@@ -7,6 +7,7 @@ arXiv:2006.15704).
 
 import contextlib
 import datetime
+import logging
 import os
 import signal
 import sys
@@ -58,7 +59,7 @@ def joined() -> Iterator[Group]:
     """Join the group that torchrun's environment variables describe, and leave it at the end.
 
     Raises:
-        UserError: Another process of the group ended.
+        SystemExit: Another process of the group ended; that process or `launch` prints the reason.
     """
     if not launched():
         yield Group()
@@ -71,7 +72,7 @@ def joined() -> Iterator[Group]:
     except RuntimeError as error:
         if "onnection" not in str(error):
             raise
-        raise UserError("another process of this training ended; stopping this one") from None
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
@@ -88,8 +89,7 @@ def launch(module: str, processes: int) -> None:
         UserError: A process was killed.
         SystemExit: A process failed and printed the reason, or a signal ended all of them.
     """
-    # silences torchrun's long report of a failed process; must be set before the import
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    logging.disable()  # torchrun's long report of a failed process, which prints the reason itself
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
