@@ -38,7 +38,7 @@ OTHERS = [byte for byte in range(256) if byte not in VISIBLE]
 BYTE_OF = {chr(byte): byte for byte in VISIBLE}
 BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
 
-MAX_WORD_LENGTH = 1000  # characters of a word in training; Chinese text has no spaces
+MAX_WORD_LENGTH = 1000  # characters of a word or of white space in training
 
 
 class BPETokenizer(Tokenizer):
@@ -98,7 +98,7 @@ class BPETokenizer(Tokenizer):
         library = _byte_level_library(self.normalization, self.lowercase)
         # The time of training grows with the square of the longest word, so words are split there.
         words = library.pre_tokenizer
-        long_words = Split(Regex(rf"\S{{{MAX_WORD_LENGTH}}}"), "isolated")
+        long_words = Split(Regex(rf"\S{{{MAX_WORD_LENGTH}}}|\s{{{MAX_WORD_LENGTH}}}"), "isolated")
         library.pre_tokenizer = Sequence([long_words, words])
         library.train_from_iterator(parts(), trainer)
         library.pre_tokenizer = words

@@ -287,6 +287,12 @@ def test_streamed_text_has_no_partial_characters(text):
     assert list(tokenizer.stream(data)) == ["\ufffd"]
 
 
+def test_bpe_trains_on_a_long_run_of_spaces():
+    tokenizer = BPETokenizer(vocab_size=270)
+    tokenizer.build_vocab([" " * 1_000_000])  # takes hours if its time grows with the square
+    assert tokenizer.token_strings[260:263] == [" " * 2, " " * 4, " " * 8]
+
+
 def test_bpe_trains_on_a_long_text_without_spaces():
     tokenizer = BPETokenizer(vocab_size=264)
     tokenizer.build_vocab(["abcd" * 250_000])  # takes hours if its time grows with the square
