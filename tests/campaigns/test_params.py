@@ -30,7 +30,8 @@ scalars = st.one_of(
     integers.map(str),
     st.floats().map(str),
     st.sampled_from(FLOATS.split()),
-    st.sampled_from(f"{TAGS} | {SYNTAX}".split(" | ")),
+    st.sampled_from(TAGS.split(" | ")),
+    st.sampled_from(SYNTAX.split(" | ")),
     st.text().map(json.dumps),
     st.text(st.characters(exclude_characters="\n\r\x85\u2028\u2029")),
 )
@@ -46,7 +47,7 @@ values = st.recursive(
 )
 nested = st.integers(1, 400).map(lambda depth: "[" * depth + "]" * depth)
 changes = st.dictionaries(
-    st.sampled_from(KEYS), values | nested | st.none(), min_size=1, max_size=2
+    st.sampled_from(KEYS), scalars | values | nested | st.none(), min_size=1, max_size=2
 )
 
 
