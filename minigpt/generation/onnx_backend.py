@@ -21,7 +21,6 @@ everything before it (`onnx_digest.py`). `examples/generate.py` runs such a file
 Runtime alone.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import onnxruntime
 from onnxruntime import OrtValue
 
 from minigpt.common.errors import UserError, one_line
+from minigpt.common.files import parse_json
 from minigpt.common.format_version import check_format_version
 from minigpt.data.ngram_table import read_ngram_table
 from minigpt.generation.onnx_digest import digests
@@ -65,7 +65,7 @@ class OnnxBackend:
         small = len(data) < SMALL_MODEL
         self.session = _load(path, data, threads or int(small))
         try:
-            self.metadata: dict[str, Any] = json.loads(
+            self.metadata: dict[str, Any] = parse_json(
                 self.session.get_modelmeta().custom_metadata_map["minigpt"]
             )
             check_format_version(path, self.metadata)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt.common.config import ModelConfig, add_missing
 from minigpt.common.errors import UserError, one_line
-from minigpt.common.files import atomic_write, read_errors
+from minigpt.common.files import atomic_write, parse_json, read_errors
 from minigpt.common.format_version import check_format_version
 from minigpt.model.model import MiniGPT
 from minigpt.model.size import num_parameters
@@ -46,11 +46,11 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {})["minigpt"])
+            metadata = parse_json((file.metadata() or {})["minigpt"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         if metadata.pop("sha256") == _digest(tensors, metadata):
             return tensors, metadata
-    except (safetensors.SafetensorError, KeyError, ValueError, AttributeError):
+    except (safetensors.SafetensorError, KeyError, ValueError, AttributeError, RecursionError):
         pass
     raise DamagedFileError(f"{path}: damaged, or not written by MiniGPT")
 
