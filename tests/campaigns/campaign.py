@@ -29,6 +29,7 @@ import typer
 from conftest import ROOT, Project, reproduce
 from rich.console import Console
 from rich.progress import track
+from ruamel.yaml import YAML
 
 from minigpt.common.files import atomic_write
 
@@ -40,6 +41,24 @@ def reproduced_project(folder: Path) -> Project:
     """Return a small project with the results of `dvc repro`; cases must not change it."""
     (folder / "reproduced").mkdir()
     return reproduce(folder / "reproduced")
+
+
+def outs(stage: str) -> list[str]:
+    """Return the outs, metrics and plots of a stage."""
+    names = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage.split()[0]]
+    listed = [out for kind in ("outs", "metrics", "plots") for out in names.get(kind, [])]
+    return [out if isinstance(out, str) else next(iter(out)) for out in listed]
+
+
+def contents(project: Project, stage: str) -> dict[str, Any]:
+    """Return the bytes of each out; of a folder, those of each file."""
+    return {out: content(project.root / out) for out in outs(stage)}
+
+
+def content(path: Path) -> Any:
+    if path.is_dir():
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+    return path.read_bytes() if path.exists() else None
 
 
 def check_cases(run_case: RunCase, numbers: range, folder: Path) -> None:

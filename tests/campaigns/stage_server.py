@@ -34,10 +34,10 @@ class StageServer:
             text=True,
         )
 
-    def run(self, folder: Path, module: str) -> tuple[int, str]:
+    def run(self, folder: Path, module: str, **env: str) -> tuple[int, str]:
         """Run `module` in `folder`; return its exit code and its output."""
         output = folder.with_suffix(".output")
-        request = {"folder": str(folder), "module": module, "output": str(output)}
+        request = {"folder": str(folder), "module": module, "output": str(output), "env": env}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -65,9 +65,10 @@ def wait(child: int) -> int:
     return ended[1]
 
 
-def become(folder: str, module: str, output: str) -> int:
+def become(folder: str, module: str, output: str, env: dict[str, str]) -> int:
     """Run `module` in this process and return its exit code."""
     os.setsid()
+    os.environ.update(env)
     for descriptor, path in ((0, os.devnull), (1, output), (2, output)):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(path, flags | os.O_APPEND), descriptor)

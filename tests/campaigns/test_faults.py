@@ -6,20 +6,17 @@ with one line, or tracking warns and the stage succeeds; each out is the old or 
 and a run without failing calls gives the outs of an undisturbed pipeline.
 """
 
-import ctypes
 import errno
-import mmap
 import os
 import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import check_cases, reproduced_project
-from conftest import ROOT, Project
-from ruamel.yaml import YAML
+from campaign import check_cases, contents, outs, reproduced_project
+from conftest import Project
+from fail_calls import FailingCalls
 from stage_server import StageServer
 
 STAGES = ["build_vocab", "prepare", "train", "evaluate", "export", "train in two processes"]
@@ -36,15 +33,6 @@ CHANGES = [  # so that each out differs from the old one
 ]
 
 
-class Control(ctypes.Structure):
-    """The memory that is shared with fail_calls.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("count", "number", "error", "persistent")),
-        ("call", ctypes.c_char * 1024),
-    )
-
-
 class Setting:
     """Projects before and after a change of parameters, and the server that runs stages."""
 
@@ -56,28 +44,8 @@ class Setting:
         for change in CHANGES:
             self.new.edit("params.yaml", *change)
         self.new.run("dvc", "repro")
-        self._start_server()
-
-    def _start_server(self) -> None:
-        if not shutil.which("gcc") and "CI" not in os.environ:
-            pytest.skip("needs gcc: apt install gcc libc6-dev")
-        library = self.folder / "fail_calls.so"
-        source = Path(__file__).with_name("fail_calls.c")
-        command = ["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(source)]
-        subprocess.run([*command, "-ldl"], check=True)
-        shared = self.folder / "control"
-        shared.write_bytes(bytes(ctypes.sizeof(Control)))
-        with shared.open("r+b") as file:
-            self.control = Control.from_buffer(mmap.mmap(file.fileno(), 0))
-        env = {
-            **self.new.env,
-            "LD_PRELOAD": str(library),
-            "FAULT_CONTROL": str(shared),
-            "FAULT_FOLDER": f"{self.folder}/case/",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": "",
-        }
-        self.server = StageServer(self.new.root, env)
+        self.calls = FailingCalls(self.folder, below="case/")
+        self.server = StageServer(self.folder, {**self.new.env, **self.calls.env})
 
     def project(self, stage: str) -> Project:
         """Return a project in which the outs of `stage` are old, and all others are new."""
@@ -93,8 +61,7 @@ class Setting:
         self, stage: str, number: int = 0, error: int = 0, persistent: bool = False
     ) -> tuple[int, str]:
         """Run a stage whose call number `number` fails with `error`; 0: none fails."""
-        self.control.count, self.control.number, self.control.call = 0, number, b""
-        self.control.error, self.control.persistent = error, persistent
+        self.calls.fail(number, error, persistent)
         return self.server.run(self.folder / "case", f"pipeline.{stage.split()[0]}")
 
 
@@ -109,14 +76,7 @@ def undisturbed(folder: Path, stage: str) -> tuple[int, dict[str, Any]]:
     given = setting(folder)
     project = given.project(stage)
     assert given.run(stage, NEVER)[0] == 0
-    return given.control.count, contents(project, stage)
-
-
-def outs(stage: str) -> list[str]:
-    """Return the outs, metrics and plots of a stage."""
-    names = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage.split()[0]]
-    listed = [out for kind in ("outs", "metrics", "plots") for out in names.get(kind, [])]
-    return [out if isinstance(out, str) else next(iter(out)) for out in listed]
+    return given.calls.count, contents(project, stage)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -125,17 +85,6 @@ def copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
     else:
         shutil.copy(source, target)
-
-
-def contents(project: Project, stage: str) -> dict[str, Any]:
-    """Return the bytes of each out; of a folder, those of each file."""
-    return {out: content(project.root / out) for out in outs(stage)}
-
-
-def content(path: Path) -> Any:
-    if path.is_dir():
-        return {file.name: file.read_bytes() for file in path.iterdir()}
-    return path.read_bytes() if path.exists() else None
 
 
 def temporary_files(project: Project) -> list[Path]:
@@ -154,8 +103,8 @@ def run_case(number: int, folder: Path) -> str:
     old = contents(project, stage)
     mode = MODES[(number + step) % len(MODES)]
     code, output = given.run(stage, call, *mode)
-    place = f"{stage}, {given.control.call.decode()}, {mode}"
-    if not given.control.call:
+    place = f"{stage}, {given.calls.failed_call}, {mode}"
+    if not given.calls.failed_call:
         return "not reached"
     check_result(project, stage, old, new, code, f"{place}:\n{output}")
     outcome = "ended with a line" if code else "succeeded"

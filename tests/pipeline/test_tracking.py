@@ -6,88 +6,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-import urllib.error
-import urllib.request
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Project, free_port, is_up, server, wait_for
+from conftest import Project, free_port
 from mlflow import MlflowClient
+from tracking_server import open_gate, tracker
 
 STEPS = [5, 10, 15, 20, 25, 30]
-
-
-class Gate(BaseHTTPRequestHandler):
-    """Proxy of a tracking server that fails from the first request whose path has `begins` on."""
-
-    protocol_version = "HTTP/1.1"
-    target, trouble, begins, fits = "", "none", "", False
-
-    def _answer(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        cls = type(self)
-        cls.fits = cls.fits or cls.begins in self.path
-        if cls.fits and cls.trouble == "away":
-            self.close_connection = True
-            return
-        if cls.fits and cls.trouble == "slow":
-            time.sleep(0.2)
-        status, content, kind = (
-            (500, b"broken", "text/plain") if cls.fits and cls.trouble == "500" else self._ask(body)
-        )
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def _ask(self, body):
-        headers = {name: self.headers[name] for name in ("Content-Type",) if self.headers[name]}
-        request = urllib.request.Request(
-            self.target + self.path, body or None, headers, method=self.command
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read(), answer.headers["Content-Type"]
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read(), error.headers["Content-Type"] or "text/plain"
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 (names that http.server wants)
-
-    def log_message(self, *args):
-        pass
-
-
-@contextmanager
-def tracker(project: Project, backend: str):
-    """Run a `mlflow server` with the runs in `backend`; yield its address."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        backend,
-        "--host",
-        "127.0.0.1",
-    ]
-    command += [
-        "--port",
-        port,
-        "--workers",
-        "2",
-        "--artifacts-destination",
-        str(project.root / "server-artifacts"),
-    ]
-    with server(project, *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
-        wait_for(lambda: is_up(f"http://127.0.0.1:{port}/health"))
-        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +26,8 @@ def mlflow_server(reproduced, tmp_path_factory):
 
 @pytest.fixture
 def gate(mlflow_server):
-    gate = type("ThisGate", (Gate,), {"target": mlflow_server})
-    with ThreadingHTTPServer(("127.0.0.1", 0), gate) as httpd:
-        gate.url = f"http://127.0.0.1:{httpd.server_port}"
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    with open_gate(mlflow_server) as gate:
         yield gate
-        httpd.shutdown()
 
 
 def train_with_seed(project: Project, seed: int) -> None:
