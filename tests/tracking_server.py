@@ -62,23 +62,11 @@ class Gate(BaseHTTPRequestHandler):
 def tracker(project: Project, backend: str):
     """Run a `mlflow server` with the runs in `backend`; yield its address."""
     port = free_port()
+    artifacts = project.root / "server-artifacts"
     command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        backend,
-        "--host",
-        "127.0.0.1",
-    ]
-    command += [
-        "--port",
-        port,
-        "--workers",
-        "2",
-        "--artifacts-destination",
-        str(project.root / "server-artifacts"),
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend),
+        *("--host", "127.0.0.1", "--port", port, "--workers", "2"),
+        *("--artifacts-destination", str(artifacts)),
     ]
     with server(project, *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
         wait_for(lambda: is_up(f"http://127.0.0.1:{port}/health"))

@@ -3,6 +3,7 @@
 The imports take several times as long as a stage of a small project.
 """
 
+import atexit
 import importlib
 import json
 import os
@@ -33,6 +34,11 @@ class StageServer:
             stdout=subprocess.PIPE,
             text=True,
         )
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        with self._process:  # closes its stdin, which ends it
+            pass
 
     def run(self, folder: Path, module: str, **env: str) -> tuple[int, str]:
         """Run `module` in `folder`; return its exit code and its output."""
