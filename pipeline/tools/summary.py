@@ -19,12 +19,16 @@ try next:
 def main() -> None:
     try:
         evaluation = json.loads(paths.EVALUATION.read_text())
+        five_gram = evaluation["baseline_loss"]["5-gram"]
     except FileNotFoundError:
         raise UserError(f"{paths.EVALUATION}: not found; run `dvc repro`") from None
+    except (ValueError, KeyError):
+        raise UserError(
+            f"{paths.EVALUATION}: damaged or of an older version; run `dvc repro`"
+        ) from None
     split = (
         "validation" if evaluation["held_out"] else "training (nothing is held out of this corpus)"
     )
-    five_gram = evaluation["baseline_loss"]["5-gram"]
     text = "".join(generate(OnnxBackend(paths.ONNX_MODEL), "", max_new_tokens=300))
     print(f"""
 {split} loss  {evaluation["loss"]:.4f} nats per token (5-gram baseline {five_gram:.4f})
