@@ -35,8 +35,9 @@ def sync() -> Iterator[str]:
 
 def _is_complete(md5: str) -> bool:
     """Return whether the store has the evaluation and the exported file of a model."""
-    run, metrics = store.find_model(md5), {"evaluation/loss", "export/bytes"}
-    return run and metrics <= run.data.metrics.keys() and "onnx_sha256" in run.data.tags
+    run = store.find_model(md5)
+    metrics, tags = {"evaluation/loss", "export/bytes"}, {"onnx_model", "onnx_sha256"}
+    return bool(run) and metrics <= run.data.metrics.keys() and tags <= run.data.tags.keys()
 
 
 def _sync_record(record: Record, snapshots: dict[str, Snapshot]) -> Iterator[str]:
