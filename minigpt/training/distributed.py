@@ -86,15 +86,21 @@ def launch(module: str, processes: int) -> None:
     """Run `python -m module` in several processes on this machine, as torchrun does.
 
     Raises:
-        UserError: A process was killed.
+        UserError: There are far more processes than CPU cores, or a process was killed.
         SystemExit: A process failed and printed the reason, or a signal ended all of them.
     """
+    cores = os.cpu_count() or 1
+    if processes > 4 * cores:
+        raise UserError(
+            f"train.processes: {processes} is more than four for each of the {cores} CPU cores; "
+            "lower it"
+        )
     logging.disable()  # torchrun's long report of a failed process, which prints the reason itself
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

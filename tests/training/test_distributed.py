@@ -7,6 +7,9 @@ import psutil
 import pytest
 from conftest import Project, checkpoints, runs, wait_for
 
+from minigpt.common.errors import UserError
+from minigpt.training.distributed import launch
+
 TRAIN = (sys.executable, "-m", "pipeline.train")
 
 
@@ -69,3 +72,8 @@ def test_distributed_training_resumes_after_a_kill(two):
     assert "stopped at step" in err
     assert "resuming at step" in two.run(*TRAIN)
     assert (two.root / "models/minigpt.safetensors").read_bytes() == expected
+
+
+def test_far_more_processes_than_cores_are_refused():
+    with pytest.raises(UserError, match=r"train\.processes: 1000000 is more than four for each"):
+        launch("pipeline.train", 1_000_000)
