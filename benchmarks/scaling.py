@@ -29,7 +29,6 @@ def train() -> None:
         sizes = ("packed", 16, params.model.max_seq_len)
         changes = {
             "max_steps": STEPS,
-            "warmup_steps": 0,
             "batch_size": 16,
             "eval_interval": 10**9,
             "log_interval": 10**9,

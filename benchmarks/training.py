@@ -142,7 +142,7 @@ def parameters(model: torch.nn.Module) -> int:
 def compare_speed(data, args) -> None:
     """Train both sides alternately for 20 steps, with equal batches of 12 × 64."""
     steps = 20
-    changes = {"max_steps": steps, "batch_size": PEER_BATCH, "warmup_steps": 0, "decay_steps": 1}
+    changes = {"max_steps": steps, "batch_size": PEER_BATCH}
     sides = {
         "classic": recipe("classic", **changes),
         "classic, float32": recipe("classic", precision="float32", **changes),
@@ -173,10 +173,10 @@ def compare_loss(data, args) -> None:
                 "classic", max_steps=PEER_STEPS, batch_size=PEER_BATCH, seed=seed
             ),
             "fast, same loss": recipe(
-                "fast", seed=seed, batch_size=args.batch, **schedule(args.short)
+                "fast", seed=seed, batch_size=args.batch, max_steps=args.short
             ),
             "fast, same time": recipe(
-                "fast", seed=seed, batch_size=args.batch, **schedule(args.long)
+                "fast", seed=seed, batch_size=args.batch, max_steps=args.long
             ),
         }
         for name, configs in runs.items():
@@ -191,10 +191,6 @@ def compare_loss(data, args) -> None:
             for values in zip(*((r[3], r[4] / r[2]) for r in mine), strict=True)
         )
         print(f"{name:22} validation loss {loss:.4f}   peer's time / its time {ratio:.2f}")
-
-
-def schedule(steps: int) -> dict[str, int]:
-    return {"max_steps": steps, "warmup_steps": max(1, steps // 20), "decay_steps": steps * 6 // 10}
 
 
 def show(row: tuple, parameters: int) -> None:
@@ -223,7 +219,7 @@ def ablate(data, args) -> None:
             train(
                 data,
                 *recipe(
-                    "fast", seed=seed, batch_size=args.batch, **schedule(args.short * 2), **changes
+                    "fast", seed=seed, batch_size=args.batch, max_steps=args.short * 2, **changes
                 ),
             )[:2]
             for seed in range(args.seeds)
@@ -245,8 +241,6 @@ def measure_share(data, args) -> None:
             changes = {
                 "max_steps": 40,
                 "batch_size": 24,
-                "warmup_steps": 0,
-                "decay_steps": 1,
                 "precision": precision,
             }
             model_config, config = recipe(name, **changes)
@@ -284,7 +278,7 @@ def train_for_minutes(data, args) -> None:
     torch.set_num_threads(args.threads)
     sizes = {"d_model": 256, "num_heads": 8, "num_layers": 3, "d_ff": 1024, "max_seq_len": 128}
     model_config, config = recipe(
-        "fast", **sizes, batch_size=16, eval_interval=args.long // 10, **schedule(args.long)
+        "fast", **sizes, batch_size=16, eval_interval=args.long // 10, max_steps=args.long
     )
     torch.manual_seed(config.seed)
     model = MiniGPT(data[2], model_config)

@@ -157,7 +157,7 @@ def model_metadata(model: MiniGPT, tokenizer: Tokenizer, **others: Any) -> dict[
 
 def train_config(**changes: Any) -> TrainConfig:
     """Return the section `train` of params.yaml for a short training, with `changes`."""
-    short = {"max_steps": 12, "warmup_steps": 2, "eval_interval": 4, "log_interval": 3}
+    short = {"max_steps": 12, "warmup_fraction": 0.2, "eval_interval": 4, "log_interval": 3}
     return TrainConfig(**{**PARAMS.train.model_dump(), **short, **changes})
 
 
@@ -207,7 +207,7 @@ TINY = {
     "d_ff: 512": "d_ff: 64",
     "max_seq_len: 256": "max_seq_len: 32",
     "max_steps: 1600": "max_steps: 30",
-    "warmup_steps: 100": "warmup_steps: 5",
+    "warmup_fraction: 0.1": "warmup_fraction: 0.2",
     "eval_interval: 200": "eval_interval: 15",
     "log_interval: 20": "log_interval: 5",
     "checkpoint_interval: 200": "checkpoint_interval: 5",

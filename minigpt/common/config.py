@@ -107,8 +107,8 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     min_learning_rate: Annotated[float, Field(ge=0)]
     schedule: Literal["cosine", "linear", "constant", "wsd"]
-    warmup_steps: NonNegativeInt
-    decay_steps: PositiveInt
+    warmup_fraction: Annotated[float, Field(ge=0, le=1)]
+    decay_fraction: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     beta1: Fraction
     beta2: Fraction
@@ -137,26 +137,17 @@ class TrainConfig(Section):
     def schedule_fits(self) -> "TrainConfig":
         if self.max_steps is None and self.max_epochs is None:
             raise ValueError("max_steps and max_epochs are both null; set one of them")
-        if self.max_steps is not None:
-            self.check_length(self.max_steps)
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"warmup_fraction ({self.warmup_fraction}) and decay_fraction "
+                f"({self.decay_fraction}) exceed 1 together"
+            )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"min_learning_rate ({self.min_learning_rate}) exceeds "
                 f"learning_rate ({self.learning_rate})"
             )
         return self
-
-    def check_length(self, total_steps: int) -> None:
-        """Check that the learning-rate schedule fits into `total_steps`.
-
-        Raises:
-            ValueError: Warmup and decay take more steps.
-        """
-        names, needed = "warmup_steps", self.warmup_steps
-        if self.schedule == "wsd":
-            names, needed = "warmup_steps and decay_steps", needed + self.decay_steps
-        if needed > total_steps:
-            raise ValueError(f"{names} ({needed}) exceed the {total_steps} steps of the training")
 
 
 class EvaluateConfig(Section):
@@ -213,7 +204,6 @@ VALUE_BEFORE: dict[str, dict[str, Any]] = {
         "max_epochs": None,
         "optimizer": "adamw",
         "schedule": "cosine",
-        "decay_steps": 400,
         "eval_batches": None,
         "init_from": None,
         "device": "auto",

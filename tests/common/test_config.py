@@ -8,7 +8,7 @@ PARAMS = (ROOT / "params.yaml").read_text()
 
 
 def test_default_params_are_valid():
-    assert load_params(ROOT / "params.yaml").train.learning_rate == 3e-3
+    assert load_params(ROOT / "params.yaml").train.learning_rate == 7e-3
 
 
 def test_params_are_immutable():
@@ -48,20 +48,24 @@ def test_params_are_immutable():
             r"model.num_heads: must divide d_model \(128\), but it is 5",
         ),
         ("dropout: 0.0", "dropout: 1.0", "model.dropout: Input should be less than 1"),
-        ("learning_rate: 3e-3", "learning_rate: .nan", "train.learning_rate: .*finite"),
-        ("learning_rate: 3e-3", "learning_rate: .inf", "train.learning_rate: .*finite"),
-        ("learning_rate: 3e-3", "learning_rate: 0", "train.learning_rate: .*greater than 0"),
+        ("learning_rate: 7e-3", "learning_rate: .nan", "train.learning_rate: .*finite"),
+        ("learning_rate: 7e-3", "learning_rate: .inf", "train.learning_rate: .*finite"),
+        ("learning_rate: 7e-3", "learning_rate: 0", "train.learning_rate: .*greater than 0"),
         (
-            "learning_rate: 3e-3",
+            "learning_rate: 7e-3",
             "learning_rate: 1e-5",
             r"train: min_learning_rate \(0.0001\) exceeds learning_rate",
         ),
         (
-            "warmup_steps: 100",
-            "warmup_steps: 99999",
-            r"train: warmup_steps \(99999\) exceed the 1600 steps",
+            "warmup_fraction: 0.1",
+            "warmup_fraction: 0.5",
+            r"train: warmup_fraction \(0.5\) and decay_fraction \(0.6\) exceed 1 together",
         ),
-        ("decay_steps: 400", "decay_steps: 0", "train.decay_steps: .*greater than 0"),
+        (
+            "decay_fraction: 0.6",
+            "decay_fraction: 1.5",
+            "train.decay_fraction: .*less than or equal to 1",
+        ),
         (
             "max_steps: 1600",
             "max_steps: null",

@@ -7,6 +7,7 @@ from conftest import ARCHITECTURES, build_model, model_config, randomize
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.model.kernels import ChunkedAttention
 from minigpt.model.model import (
     MiniGPT,
     PositionalEncoding,
@@ -59,6 +60,23 @@ def test_attention_formula_matches_pytorch(heads, length, seed):
     weights = attention_weights(q, k)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, length))
     torch.testing.assert_close(weights @ v, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@given(st.sampled_from([1, 2, 127, 128, 129, 300]), st.integers(0, 2**32 - 1))
+def test_chunked_attention_matches_the_explicit_formula(length, seed):
+    """Allow for the rounding of bfloat16, which has 8 bits of precision."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, grad = torch.randn(4, 2, 3, length, 8, generator=generator).bfloat16()
+    results = []
+    for attend in (lambda q, k, v: attention_weights(q, k) @ v, ChunkedAttention.apply):
+        inputs = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        exact = results == []  # the formula in float32, for the same inputs
+        attended = attend(*(tensor.float() if exact else tensor for tensor in inputs))
+        attended.backward(grad.to(attended.dtype))
+        results.append([attended.detach(), *(tensor.grad for tensor in inputs)])
+    for formula, chunked in zip(*results, strict=True):
+        error = (formula.float() - chunked.float()).norm()
+        assert error <= 0.02 * formula.float().norm()
 
 
 def test_fast_attention_matches_the_explicit_formula(model, ids):

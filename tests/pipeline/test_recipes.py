@@ -22,25 +22,17 @@ def test_every_override_is_a_valid_parameter(recipe):
     Params.model_validate(params)
 
 
-def test_classic_overrides_every_key_of_fast():
-    yaml = YAML(typ="safe", pure=True)
-    params = yaml.load(ROOT / "params.yaml")
-    keys = {}
-    for name in ("classic", "fast"):
-        keys[name] = dict(line.split("=") for line in (ROOT / "recipes" / name).read_text().split())
-    assert set(keys["fast"]) <= set(keys["classic"])
-    for key, value in keys["classic"].items():
-        section, name = key.split(".")
-        assert params[section][name] == yaml.load(value)
+def test_classic_and_fast_override_the_same_keys():
+    keys = [
+        [line.split("=")[0] for line in (ROOT / "recipes" / name).read_text().split()]
+        for name in ("classic", "fast")
+    ]
+    assert sorted(keys[0]) == sorted(keys[1])
 
 
 @pytest.mark.slow
 def test_the_fast_recipe_passes_all_stages(project):
-    overrides = [
-        *(ROOT / "recipes/fast").read_text().split(),
-        "train.warmup_steps=5",
-        "train.decay_steps=10",
-    ]
+    overrides = (ROOT / "recipes/fast").read_text().split()
     project.run("dvc", "exp", "run", *(part for override in overrides for part in ("-S", override)))
     assert (
         OnnxBackend(project.root / "models/minigpt.onnx").metadata["config"]["bigram_buckets"]

@@ -26,7 +26,6 @@ def test_repeated_kills_do_not_change_the_outputs(project, full):
     kills = 50 if full else 5
     project.edit("params.yaml", "max_steps: 30", f"max_steps: {200 * kills}")
     project.edit("params.yaml", "eval_interval: 15", "eval_interval: 100")
-    project.edit("params.yaml", "optimizer: adamw", "optimizer: muon")
     project.edit("params.yaml", "dropout: 0.0", "dropout: 0.1")
     project.run(*TRAIN)
     reports = [

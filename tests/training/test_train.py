@@ -41,9 +41,9 @@ def outcome(finished: Trainer) -> tuple[dict[str, bytes], Progress]:
     "changes",
     [
         {"layout": "packed"},
-        {"layout": "padded", "accumulation_steps": 2, "schedule": "wsd", "decay_steps": 5},
+        {"layout": "padded", "accumulation_steps": 2, "schedule": "cosine"},
         {
-            "optimizer": "muon",
+            "optimizer": "adamw",
             "precision": "bfloat16",
             "eval_batches": 1,
             "patience": 2,
@@ -103,7 +103,12 @@ def test_training_keeps_the_best_weights(ids):
 
 def test_training_stops_early_without_improvement(ids):
     run = trainer(
-        ids, max_steps=400, learning_rate=0.3, min_learning_rate=0.3, warmup_steps=0, patience=2
+        ids,
+        max_steps=400,
+        learning_rate=0.3,
+        min_learning_rate=0.3,
+        warmup_fraction=0.0,
+        patience=2,
     )
     progress = run.run()
     assert progress.step == progress.best_step + 2 * run.config.eval_interval < 400
@@ -115,7 +120,7 @@ def test_divergence_leaves_the_weights_unchanged(ids):
         run.model.head.bias[5] = float("inf")
     weights = run.model.head.weight.clone()
     with pytest.raises(
-        UserError, match=r"diverged at step 1: .* learning rate 0\.0015; lower train\.learning_rate"
+        UserError, match=r"diverged at step 1: .* learning rate 0\.0035; lower train\.learning_rate"
     ):
         run.run()
     assert torch.equal(run.model.head.weight, weights)
@@ -152,9 +157,7 @@ def test_accumulation_steps_do_not_change_the_loss(ids, layout):
 def test_compiled_training_has_the_same_losses(ids):
     losses = []
     for compiled in (False, True):
-        run = trainer(
-            ids, compile=compiled, precision="float32", max_steps=4, log_interval=1, warmup_steps=1
-        )
+        run = trainer(ids, compile=compiled, precision="float32", max_steps=4, log_interval=1)
         # disable dropout: compiled code draws its random numbers in another order
         for block in run.model.blocks:
             block.dropout.p = block.attention.dropout = run.model.dropout.p = 0.0
@@ -174,13 +177,6 @@ def test_max_epochs_sets_the_number_of_steps(ids):
     progress = run.run()
     assert progress.step == math.ceil(2 * run.train_batches.num_rows / 4)
     assert trainer(ids, max_steps=3, max_epochs=2).total_steps == 3
-
-
-def test_warmup_longer_than_the_training_is_rejected(ids):
-    with pytest.raises(
-        UserError, match=r"train: warmup_steps \(2\) exceed the 1 steps of the training"
-    ):
-        trainer(ids, max_steps=None, max_epochs=0.1)
 
 
 def test_eval_batches_limits_validation_to_the_first_batches(ids):
