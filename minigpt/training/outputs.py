@@ -1,6 +1,7 @@
 """Outputs of a training: the reports, and the metadata of the model file."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.ngram import build_ngram_table
 from minigpt.training.train import Metrics, Progress, Trainer
+
+log = logging.getLogger(__name__)
+OVERFITTING = 0.75  # share of the steps: an earlier lowest validation loss is reported
 
 
 def add_bits_per_char(metrics: Metrics, trainer: Trainer, tokens: Tokens) -> None:
@@ -32,6 +36,13 @@ def write_reports(folder: Path, progress: Progress, held_out: bool) -> dict[str,
         for name in ("train/loss", "val/loss")
     )
     best = validation.set_index("step").loc[progress.best_step]
+    if held_out and progress.best_step <= OVERFITTING * progress.step:
+        log.warning(
+            "the model overfits: its validation loss was lowest at step %d of %d (%.4f; at the "
+            "end %.4f), whose weights are kept; train on more text, lower train.max_steps, or "
+            "raise model.dropout",
+            *(progress.best_step, progress.step, best["val/loss"], validation["val/loss"].iloc[-1]),
+        )
     summary = {
         "steps": progress.step,
         "tokens": progress.tokens,
