@@ -17,6 +17,7 @@ session = onnxruntime.InferenceSession(sys.argv[1])
 metadata = json.loads(session.get_modelmeta().custom_metadata_map["minigpt"])
 characters = metadata["tokenizer"]["characters"]  # those of the ids 4, 5, …; ids 0 to 3 are special
 max_seq_len = metadata["config"]["max_seq_len"]
+names = [value.name for value in session.get_inputs()]
 caches = {
     value.name: np.zeros([1, *value.shape[1:]], np.float32)
     for value in session.get_inputs()
@@ -29,8 +30,9 @@ ids: list[int] = []
 while len(ids) + len(new) <= max_seq_len and new != [3]:  # 3 is <eos>
     positions = np.arange(len(ids), len(ids) + len(new))
     inputs = {"input_ids": np.array([new]), "positions": positions[None], **caches}
-    if metadata["config"].get("bigram_buckets"):  # the id before each new one
-        inputs["previous_ids"] = np.array([[0, *ids, *new][len(ids) : -1]])
+    for distance, name in enumerate(("previous_ids", "second_previous_ids"), start=1):
+        if name in names:  # the id one or two before each new one
+            inputs[name] = np.array([[0] * distance + [*ids, *new]])[:, len(ids) : -distance]
     logits, *present = session.run(None, inputs)
     caches = dict(zip(caches, present, strict=True))
     ids += new

@@ -114,6 +114,7 @@ SWITCHES = [
     {"positional": "rotary"},
     {"qk_norm": True},
     {"bigram_buckets": 97},
+    {"trigram_buckets": 97},
 ]
 ARCHITECTURES = [
     {},

@@ -78,6 +78,7 @@ class ModelConfig(Section):
     positional: Literal["sinusoidal", "rotary"]
     qk_norm: bool
     bigram_buckets: NonNegativeInt
+    trigram_buckets: NonNegativeInt
 
     @field_validator("num_heads")
     @classmethod
@@ -198,7 +199,12 @@ VALUE_BEFORE: dict[str, dict[str, Any]] = {
         "invalid_utf8": "error",
     },
     "tokenizer": {"type": "char", "vocab_size": 1024, "lowercase": False},
-    "model": {"positional": "sinusoidal", "qk_norm": False, "bigram_buckets": 0},
+    "model": {
+        "positional": "sinusoidal",
+        "qk_norm": False,
+        "bigram_buckets": 0,
+        "trigram_buckets": 0,
+    },
     "train": {
         "accumulation_steps": 1,
         "max_epochs": None,

@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from minigpt.export.int8 import BLOCK_SIZE, quantize_blocks
 from minigpt.generation.onnx_digest import append_digest
 from minigpt.model.model import FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
-from minigpt.model.variants import NORM_EPS
+from minigpt.model.variants import NORM_EPS, NgramEmbedding
 
 OPSETS = {"": 23, "com.microsoft": 1}
 IR_VERSION = 10
+PREVIOUS_IDS = ("previous_ids", "second_previous_ids")  # inputs for n-grams, the nearest first
 
 # Inputs or outputs of a graph: name → element type and shape
 Shape = Sequence[str | int]
@@ -102,7 +103,8 @@ def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:
     model = fold_layer_norms(model)
     add_model(graph, model)
     V = model.token_embedding.num_embeddings
-    ids = ["input_ids", "positions"] + ["previous_ids"] * (model.bigram_embedding is not None)
+    distance = max((len(embedding.factors) for embedding in _ngrams(model).values()), default=0)
+    ids = ["input_ids", "positions", *PREVIOUS_IDS[:distance]]
     attention = _blocks(model)[0].attention
     _, E, _ = head_layout(attention)
     cache: Shape = ["B", attention.num_heads, model.max_seq_len, E]
@@ -116,6 +118,11 @@ def build_proto(model: MiniGPT, quantize: str | None = None) -> onnx.ModelProto:
         **{f"present_{part}": (TensorProto.FLOAT, cache) for part in parts},
     }
     return graph.to_proto(inputs, outputs)
+
+
+def _ngrams(model: MiniGPT) -> dict[str, NgramEmbedding]:
+    embeddings = {"bigram": model.bigram_embedding, "trigram": model.trigram_embedding}
+    return {name: embedding for name, embedding in embeddings.items() if embedding is not None}
 
 
 def _blocks(model: MiniGPT) -> list[TransformerBlock]:
@@ -134,8 +141,7 @@ def fold_layer_norms(model: MiniGPT) -> MiniGPT:
     model = copy.deepcopy(model)
     blocks = _blocks(model)
     tables = [model.token_embedding.weight]
-    if model.bigram_embedding is not None:
-        tables.append(model.bigram_embedding.embedding.weight)
+    tables += [embedding.embedding.weight for embedding in _ngrams(model).values()]
     if model.positional_encoding is not None:
         tables.append(model.positional_encoding.encoding)
     for table in tables:  # (…, C)
@@ -185,7 +191,7 @@ def add_lengths(graph: Graph) -> None:
 def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
     """Return two values (B, T, C) whose sum is x: the kernel of the first norm adds two values."""
     tokens = model.token_embedding.weight
-    if model.bigram_embedding is None and model.positional_encoding is None:
+    if not _ngrams(model) and model.positional_encoding is None:
         half = graph.node(
             "Gather", [graph.constant("half_token_embedding", tokens / 2), "input_ids"], "half"
         )
@@ -193,20 +199,28 @@ def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
     parts = [
         graph.node("Gather", [graph.constant("token_embedding", tokens), "input_ids"], "token")
     ]
-    if model.bigram_embedding is not None:
-        V = np.array(model.bigram_embedding.vocab_size)
-        buckets = np.array(model.bigram_embedding.buckets)
-        row = graph.node("Mul", ["previous_ids", graph.constant("vocab_size", V)], "row")
-        pair = graph.node("Add", [row, "input_ids"], "pair")
-        bucket = graph.node("Mod", [pair, graph.constant("buckets", buckets)], "bucket")
-        table = graph.constant("bigram_embedding", model.bigram_embedding.embedding.weight)
-        parts.append(graph.node("Gather", [table, bucket], "bigram"))
+    parts += [
+        add_ngram_embedding(graph, name, embedding) for name, embedding in _ngrams(model).items()
+    ]
     if model.positional_encoding is not None:
         table = graph.constant("positional_encoding", model.positional_encoding.encoding)
         parts.append(graph.node("Gather", [table, "positions"], "position"))
     while len(parts) > 2:
-        parts[:2] = [graph.node("Add", parts[:2], "token_and_bigram")]
+        parts[:2] = [graph.node("Add", parts[:2], f"{parts[0]}_and_{parts[1]}")]
     return parts[0], parts[1]
+
+
+def add_ngram_embedding(graph: Graph, name: str, ngram: NgramEmbedding) -> str:
+    """Add the embedding of the n-gram that ends at each id: (B, T, C)."""
+    key = "input_ids"
+    for previous, factor in zip(PREVIOUS_IDS, ngram.factors, strict=False):
+        number = graph.constant(f"{name}.{previous}.factor", np.array(factor))
+        product = graph.node("Mul", [previous, number], f"{name}.{previous}.product")
+        key = graph.node("Add", [product, key], f"{name}.{previous}.key")
+    buckets = graph.constant(f"{name}.buckets", np.array(ngram.buckets))
+    bucket = graph.node("Mod", [key, buckets], f"{name}.bucket")
+    table = graph.constant(f"{name}_embedding", ngram.embedding.weight)
+    return graph.node("Gather", [table, bucket], name)
 
 
 def add_norm(

@@ -8,7 +8,9 @@ context length (max_seq_len), H the number of cached heads, D their size.
     positions        int64    (B, T)        of the new tokens in the window: p … p+T-1; p may differ
                                             between rows
     previous_ids     int64    (B, T)        the token before each, 0 at position 0; an input only if
-                                            config.bigram_buckets is not 0
+                                            config.bigram_buckets or trigram_buckets is not 0
+    second_previous_ids  int64 (B, T)       the token two before each, 0 at positions 0 and 1; an
+                                            input only if config.trigram_buckets is not 0
     past_key_i       float32  (B, H, S, D)  the first p positions are valid; zeros at the start
     past_value_i     float32  (B, H, S, D)
     logits           float32  (B, T, V)     of the token after each of input_ids
@@ -35,6 +37,7 @@ from minigpt.data.ngram_table import read_ngram_table
 from minigpt.generation.onnx_digest import digests
 from minigpt.tokenizer import BOS, Tokenizer, tokenizer_from_dict
 
+PREVIOUS = {"previous_ids": 1, "second_previous_ids": 2}  # distance of the token before each
 SMALL_MODEL = 1 << 24  # bytes of the file
 MAX_BOUND_TOKENS = 8  # forward passes of more tokens are rare, so their binding is not kept
 
@@ -120,8 +123,10 @@ class OnnxKVCache:
         caches = np.zeros((len(parts), *shape), dtype=np.float32)
         self._caches = dict(zip(parts, caches, strict=True))
         B, _, S, _ = shape
-        # the token at position t is at t + 1, after a <pad>; kept only if the model reads it
-        self._ids = np.zeros((B, S + 1), dtype=np.int64) if "previous_ids" in names else None
+        # distance of each input that repeats earlier tokens
+        self._previous = {name: PREVIOUS[name] for name in names if name in PREVIOUS}
+        # the token at position t is at t + 2, after two <pad>; kept only if the model reads it
+        self._ids = np.zeros((B, len(PREVIOUS) + S), dtype=np.int64)
         # by row, or None for all rows
         self._values: dict[int | None, dict[str, OrtValue]] = {}
         self._bindings: dict[tuple[int | None, int], _Binding] = {}
@@ -142,10 +147,12 @@ class OnnxKVCache:
             if T <= MAX_BOUND_TOKENS:
                 self._bindings[row, T] = binding
         binding.input_ids[:], binding.positions[:] = ids, positions
-        if self._ids is not None:
+        if self._previous:
             rows = np.arange(B)[:, None] if row is None else row
-            self._ids[rows, positions + 1] = ids
-            binding.previous_ids[:] = self._ids[rows, positions]
+            columns = positions + len(PREVIOUS)
+            self._ids[rows, columns] = ids
+            for name, distance in self._previous.items():
+                binding.arrays[name][:] = self._ids[rows, columns - distance]
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:  # the exceptions of ONNX Runtime share no narrower class
@@ -176,12 +183,13 @@ class _Binding:
     ):
         """Bind arrays of `shape` (B, T), and `caches` of B rows by the name of their input."""
         self.io = session.io_binding()
-        self.input_ids, self.positions, self.previous_ids = np.zeros((3, *shape), dtype=np.int64)
         outputs = session.get_outputs()
+        self.input_ids, self.positions = np.zeros((2, *shape), dtype=np.int64)
         self.logits = np.zeros((*shape, outputs[0].shape[-1]), dtype=np.float32)
-        names = ("input_ids", "positions", "previous_ids", "logits")
-        arrays = {name: OrtValue.ortvalue_from_numpy(getattr(self, name)) for name in names}
-        self._values = arrays | caches  # kept alive here, as `io` holds only addresses
+        self.arrays = {name: np.zeros(shape, dtype=np.int64) for name in PREVIOUS}
+        self.arrays |= {name: getattr(self, name) for name in ("input_ids", "positions", "logits")}
+        values = {name: OrtValue.ortvalue_from_numpy(arr) for name, arr in self.arrays.items()}
+        self._values = values | caches  # kept alive here, as `io` holds only addresses
         for value in session.get_inputs():
             self.io.bind_ortvalue_input(value.name, self._values[value.name])
         for value in outputs:
@@ -208,7 +216,8 @@ def _check_interface(
             raise ValueError(f"its graph has a {name} of {size}, its config of {config[name]}")
     kinds = [f"{part}_{layer}" for layer in range(L) for part in ("key", "value")]
     caches = [f"{time}_{kind}" for time in ("past", "present") for kind in kinds]
-    ids = ["input_ids", "positions"] + ["previous_ids"] * bool(config.get("bigram_buckets"))
+    distance = 2 if config.get("trigram_buckets") else int(bool(config.get("bigram_buckets")))
+    ids = ["input_ids", "positions", *list(PREVIOUS)[:distance]]
     expected: dict[str, tuple[str, list[str | int]]] = {
         **dict.fromkeys(ids, ("tensor(int64)", ["B", "T"])),
         **dict.fromkeys(caches, ("tensor(float)", ["B", H, S, D])),

@@ -14,6 +14,7 @@ from minigpt.common.errors import UserError, one_line
 from minigpt.data.ngram_table import read_ngram_table
 from minigpt.model.checkpoint import load_model
 from minigpt.model.model import MiniGPT, TransformerBlock
+from minigpt.model.variants import CONTEXT
 from minigpt.tokenizer import Tokenizer, tokenizer_from_dict
 
 
@@ -57,7 +58,7 @@ class CachedTensors(NamedTuple):
 
     keys: Tensor  # (num_layers, B, S, H, D)
     values: Tensor  # (num_layers, B, S, H, D)
-    ids: Tensor  # (B, S + 1): the id of position t at t + 1, after a <pad>
+    ids: Tensor  # (B, S + 2): the id of position t at t + 2, after two <pad>
 
     def row(self, row: int) -> "CachedTensors":
         """Return a view of one row, as a batch of one."""
@@ -73,7 +74,7 @@ class TorchKVCache:
         embedding = next(model.parameters())  # (V, C)
         B, S, H = batch_size, model.max_seq_len, model.num_heads
         shape = len(model.blocks), B, S, H, embedding.shape[1] // H
-        ids = embedding.new_zeros((B, S + 1), dtype=torch.int64)
+        ids = embedding.new_zeros((B, CONTEXT + S), dtype=torch.int64)
         self.cached = CachedTensors(embedding.new_zeros(shape), embedding.new_zeros(shape), ids)
 
     def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
@@ -105,8 +106,10 @@ def forward_cached(
         Logits (B, T, V), equal to those of `model.forward` over the whole rows.
     """
     rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)  # (B, 1)
-    cached.ids[rows, positions + 1] = input_ids
-    x = model.embed(input_ids, cached.ids[rows, positions], positions)  # (B, T, C)
+    cached.ids[rows, positions + CONTEXT] = input_ids
+    T = input_ids.shape[1]
+    columns = positions[:, :1] + torch.arange(CONTEXT + T, device=positions.device)  # (B, 2+T)
+    x = model.embed(cached.ids[rows, columns], positions)  # (B, T, C)
     end = int(positions.max()) + 1  # P + T, where P is the longest cached length
     mask = None
     if positions.numel() > 1:  # a single position attends to all before it

@@ -6,7 +6,8 @@ Shape letters, the same throughout the project:
 
 Sources: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762); normalization before each
 sublayer as in Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2).
-The switches `positional`, `qk_norm` and `bigram_buckets` go beyond them: see `variants.py`.
+The switches `positional`, `qk_norm`, `bigram_buckets` and `trigram_buckets` go beyond them: see
+`variants.py`.
 """
 
 import math
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 
 from minigpt.common.config import ModelConfig
 from minigpt.model.kernels import fused_attention
-from minigpt.model.variants import BigramEmbedding, RotaryEncoding, normalize_heads
+from minigpt.model.variants import (
+    CONTEXT,
+    TRIGRAM_FACTORS,
+    NgramEmbedding,
+    RotaryEncoding,
+    normalize_heads,
+)
 
 
 class PositionalEncoding(nn.Module):
@@ -153,9 +160,11 @@ class MiniGPT(nn.Module):
         C, S = config.d_model, config.max_seq_len
         self.config, self.num_heads, self.max_seq_len = config, config.num_heads, S
         self.token_embedding = nn.Embedding(vocab_size, C)
-        self.bigram_embedding = (
-            BigramEmbedding(vocab_size, C, config.bigram_buckets) if config.bigram_buckets else None
-        )
+        self.bigram_embedding = self.trigram_embedding = None
+        if config.bigram_buckets:
+            self.bigram_embedding = NgramEmbedding((vocab_size,), C, config.bigram_buckets)
+        if config.trigram_buckets:
+            self.trigram_embedding = NgramEmbedding(TRIGRAM_FACTORS, C, config.trigram_buckets)
         # positions are either added to the embedding or rotate the queries and keys of each block
         sinusoidal = config.positional == "sinusoidal"
         self.positional_encoding = PositionalEncoding(C, S) if sinusoidal else None
@@ -175,9 +184,8 @@ class MiniGPT(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return logits (B, T, V) for ids (B, T), where T is at most max_seq_len."""
-        # 1. Look up a vector for each id. The id before the first is <pad>, id 0.
-        previous_ids = F.pad(input_ids, (1, -1))  # (B, T)
-        x = self.dropout(self.embed(input_ids, previous_ids))  # (B, T, C)
+        # 1. Look up a vector for each id. The ids before the first are <pad>, id 0.
+        x = self.dropout(self.embed(F.pad(input_ids, (CONTEXT, 0))))  # (B, T, C)
         # 2. Refine the vectors, block by block; only here do positions exchange information.
         for block in self.blocks:
             x = block(x)  # (B, T, C)
@@ -185,13 +193,12 @@ class MiniGPT(nn.Module):
         logits: Tensor = self.head(self.norm(x))  # (B, T, V)
         return logits
 
-    def embed(
-        self, input_ids: Tensor, previous_ids: Tensor, positions: Tensor | None = None
-    ) -> Tensor:
-        """Embed ids and the id before each, both (B, T), at `positions`, by default 0 … T-1."""
-        x: Tensor = self.token_embedding(input_ids)  # (B, T, C)
-        if self.bigram_embedding is not None:
-            x = x + self.bigram_embedding(input_ids, previous_ids)
+    def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Embed the last T of ids (B, 2+T) at `positions` (B, T), by default 0 … T-1."""
+        x: Tensor = self.token_embedding(ids[:, CONTEXT:])  # (B, T, C)
+        for ngram_embedding in (self.bigram_embedding, self.trigram_embedding):
+            if ngram_embedding is not None:
+                x = x + ngram_embedding(ids)  # (B, T, C)
         if self.positional_encoding is not None:
             x = self.positional_encoding(x, positions)
         return x  # (B, T, C)

@@ -10,7 +10,7 @@ def num_parameters(vocab_size: int, config: ModelConfig) -> int:
     attention = _linear(C, 3 * C) + _linear(C, C)
     feed_forward = _linear(C, F) + _linear(F, C)
     block = norm + attention + norm + feed_forward
-    embeddings = (V + config.bigram_buckets) * C
+    embeddings = (V + config.bigram_buckets + config.trigram_buckets) * C
     return embeddings + config.num_layers * block + norm + _linear(C, V)
 
 

@@ -1,4 +1,6 @@
-"""Switches beyond the classic architecture: `positional: rotary`, `qk_norm` and `bigram_buckets`.
+"""Switches beyond the classic architecture.
+
+They are `positional: rotary`, `qk_norm`, `bigram_buckets` and `trigram_buckets`.
 
 Shape letters as in `model.py`.
 """
@@ -8,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-5
+CONTEXT = 2  # tokens before the last of an n-gram, at most
+TRIGRAM_FACTORS = (104729, 7919)  # prime, so that the hashes of triples are spread evenly
 
 
 class RotaryEncoding(nn.Module):
@@ -37,24 +41,31 @@ class RotaryEncoding(nn.Module):
         return torch.cat(rotated, dim=-1)  # (B, H, T, D)
 
 
-class BigramEmbedding(nn.Module):
-    """An embedding of each pair of adjacent tokens, added to the embedding of the second.
+class NgramEmbedding(nn.Module):
+    """An embedding of each pair or triple of adjacent tokens, added to that of the last token.
 
-    It stores knowledge at the cost of a lookup. The table has `buckets` rows, assigned to pairs by
-    hash and shared on a collision (Svenstrup et al., "Hash Embeddings", arXiv:1709.03933).
+    It stores knowledge at the cost of a lookup. The table has `buckets` rows, assigned to n-grams
+    by a hash and shared on a collision (Svenstrup et al., "Hash Embeddings", arXiv:1709.03933).
     It starts at zero.
+
+    Args:
+        factors: One for each token before the last, the nearest first.
+        d_model: C.
+        buckets: Number of rows.
     """
 
-    def __init__(self, vocab_size: int, d_model: int, buckets: int):
+    def __init__(self, factors: tuple[int, ...], d_model: int, buckets: int):
         super().__init__()
-        self.vocab_size, self.buckets = vocab_size, buckets
+        self.factors, self.buckets = factors, buckets
         self.embedding = nn.Embedding(buckets, d_model)
         nn.init.zeros_(self.embedding.weight)
 
-    def forward(self, input_ids: Tensor, previous_ids: Tensor) -> Tensor:
-        """Embed ids and the id before each, both (B, T), as (B, T, C)."""
-        bucket = (previous_ids * self.vocab_size + input_ids) % self.buckets  # (B, T)
-        embedded: Tensor = self.embedding(bucket)  # (B, T, C)
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed the n-grams that end at each of ids (B, 2+T) but the first two, as (B, T, C)."""
+        key = ids[:, CONTEXT:]  # (B, T)
+        for distance, factor in enumerate(self.factors, start=1):
+            key = key + factor * ids[:, CONTEXT - distance : -distance]  # (B, T)
+        embedded: Tensor = self.embedding(key % self.buckets)  # (B, T, C)
         return embedded
 
 

@@ -11,6 +11,7 @@ from minigpt.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 
 ROW_PER_ID = ("token_embedding.weight", "head.weight", "head.bias")
 ROW_PER_PAIR = "bigram_embedding.embedding.weight"  # pairs of ids, by hash
+ROW_PER_TRIPLE = "trigram_embedding.embedding.weight"
 
 
 def load_pretrained(path: Path, model: MiniGPT, tokenizer: Tokenizer) -> None:
@@ -36,6 +37,8 @@ def load_pretrained(path: Path, model: MiniGPT, tokenizer: Tokenizer) -> None:
 def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensors:
     """Rearrange weights trained with the vocabulary `old` for the ids of `new`.
 
+    Embeddings of triples start at zero: many triples share a row, and others do in `new`.
+
     Raises:
         UserError: `new` has tokens that `old` lacks, which the message lists.
     """
@@ -58,6 +61,8 @@ def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensor
     adapted = {
         name: tensor[ids] if name in ROW_PER_ID else tensor for name, tensor in tensors.items()
     }
+    if ROW_PER_TRIPLE in tensors:
+        adapted[ROW_PER_TRIPLE] = torch.zeros_like(tensors[ROW_PER_TRIPLE])
     if ROW_PER_PAIR in tensors:
         table = tensors[ROW_PER_PAIR]
         adapted[ROW_PER_PAIR] = torch.zeros_like(table)

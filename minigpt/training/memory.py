@@ -17,6 +17,7 @@ SIZES = (
     ("model", "d_ff"),
     ("model", "num_layers"),
     ("model", "bigram_buckets"),
+    ("model", "trigram_buckets"),
     ("train", "batch_size"),
 )
 

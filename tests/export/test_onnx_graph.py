@@ -60,7 +60,9 @@ def test_int8_linear_layer_approximates_pytorch(inputs, outputs):
 
 
 @pytest.mark.parametrize(
-    "switches", [{}, {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97}], ids=str
+    "switches",
+    [{}, {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97, "trigram_buckets": 89}],
+    ids=str,
 )
 def test_folded_layer_norms_keep_the_logits(switches):
     original = model(**switches)
@@ -101,15 +103,24 @@ def test_feed_forward_network_matches_pytorch():
 
 
 @pytest.mark.parametrize(
-    ("positional", "bigram_buckets"),
-    list(itertools.product(["sinusoidal", "rotary"], [0, 97])),
+    ("positional", "ngrams"),
+    list(
+        itertools.product(
+            ["sinusoidal", "rotary"],
+            [{}, {"bigram_buckets": 97}, {"trigram_buckets": 89}],
+        )
+    ),
     ids=str,
 )
-def test_embeddings_match_pytorch(positional, bigram_buckets):
-    graph, gpt = Graph(), model(positional=positional, bigram_buckets=bigram_buckets)
+def test_embeddings_match_pytorch(positional, ngrams):
+    graph, gpt = Graph(), model(positional=positional, **ngrams)
     ids, positions = np.array([[5, 6, 29], [7, 5, 5]]), np.array([[0, 1, 2]] * 2)
-    previous = np.array([[0, 5, 6], [0, 7, 5]])
-    inputs = {"input_ids": ids, "positions": positions, "previous_ids": previous}
+    inputs = {
+        "input_ids": ids,
+        "positions": positions,
+        "previous_ids": np.array([[0, 5, 6], [0, 7, 5]]),
+        "second_previous_ids": np.array([[0, 0, 5], [0, 0, 7]]),
+    }
     names = parts.add_embeddings(graph, gpt)
     x, y = run(graph, inputs, *names) if names[0] != names[1] else run(graph, inputs, names[0]) * 2
     seen = []

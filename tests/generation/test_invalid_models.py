@@ -63,6 +63,7 @@ WRONG_CONFIG = [
     {"vocab_size": 11},
     {"vocab_size": 10**12},
     {"bigram_buckets": 10**12},
+    {"trigram_buckets": 10**12},
 ]
 CASES = [
     *((suffix, changes) for suffix in (".onnx", ".safetensors") for changes in WRONG_CONFIG),
@@ -133,8 +134,12 @@ def test_graph_with_another_interface_is_rejected(model, tmp_path, change, messa
 def test_graph_that_fails_on_some_tokens_is_rejected_there(tmp_path):
     model = randomize(build_model(TOKENIZER.vocab_size, **SIZES, bigram_buckets=22))
     path, proto = tmp_path / "model.onnx", build_proto(model)
-    buckets = next(constant for constant in proto.graph.initializer if constant.name == "buckets")
-    buckets.CopyFrom(numpy_helper.from_array(np.array(23), "buckets"))  # but the table has 22
+    buckets = next(
+        constant for constant in proto.graph.initializer if constant.name == "bigram.buckets"
+    )
+    buckets.CopyFrom(
+        numpy_helper.from_array(np.array(23), "bigram.buckets")
+    )  # but the table has 22
     path.write_bytes(serialize(proto, metadata_with(model, {})))
     cache = OnnxBackend(path).new_cache(1)
     with pytest.raises(UserError, match="cannot be run"):

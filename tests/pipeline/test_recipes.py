@@ -35,8 +35,8 @@ def test_the_fast_recipe_passes_all_stages(project):
     overrides = (ROOT / "recipes/fast").read_text().split()
     project.run("dvc", "exp", "run", *(part for override in overrides for part in ("-S", override)))
     assert (
-        OnnxBackend(project.root / "models/minigpt.onnx").metadata["config"]["bigram_buckets"]
-        == 3500
+        OnnxBackend(project.root / "models/minigpt.onnx").metadata["config"]["trigram_buckets"]
+        == 1750
     )
     command = ["minigpt-cli", "generate", "--prompt", "Once", "--seed", "1", "--backend"]
     assert project.run(*command, "onnx") == project.run(*command, "torch")

@@ -21,6 +21,7 @@ def test_vocabulary_adaptation_keeps_the_logits(bigram_buckets):
         "num_layers": 1,
         "d_ff": 32,
         "bigram_buckets": bigram_buckets,
+        "trigram_buckets": 0,
     }
     model, adapted = build_model(old.vocab_size, **sizes), build_model(new.vocab_size, **sizes)
     for parameter in model.parameters():

@@ -29,6 +29,7 @@ def check(**changes: dict[str, int]) -> None:
         ("model", "d_ff", 10**11),
         ("model", "num_layers", 10**9),
         ("model", "bigram_buckets", 10**12),
+        ("model", "trigram_buckets", 10**12),
         ("train", "batch_size", 10**12),
         ("train", "batch_size", 10**400),
     ],

@@ -9,7 +9,9 @@ from minigpt.training.optim import build_optimizers, learning_rate
 
 @pytest.fixture
 def model() -> MiniGPT:
-    return build_model(40, d_model=16, num_heads=2, num_layers=1, d_ff=32, bigram_buckets=9)
+    return build_model(
+        40, d_model=16, num_heads=2, num_layers=1, d_ff=32, bigram_buckets=9, trigram_buckets=9
+    )
 
 
 def test_weight_decay_applies_only_to_matrices(model):
