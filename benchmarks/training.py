@@ -201,11 +201,13 @@ def show(row: tuple, parameters: int) -> None:
     )
 
 
+ABLATION_STEPS = 300
 ABLATIONS = {
     "nothing": {},
     "sinusoidal positions": {"positional": "sinusoidal"},
     "no query/key norm": {"qk_norm": False},
-    "no bigram embeddings": {"bigram_buckets": 0},
+    "no n-gram embeddings": {"bigram_buckets": 0, "trigram_buckets": 0},
+    "pairs only": {"bigram_buckets": 3500, "trigram_buckets": 0},
     "AdamW": {"optimizer": "adamw", "learning_rate": 5e-3},
     "cosine schedule": {"schedule": "cosine"},
     "float32": {"precision": "float32"},
@@ -219,7 +221,7 @@ def ablate(data, args) -> None:
             train(
                 data,
                 *recipe(
-                    "fast", seed=seed, batch_size=args.batch, max_steps=args.short * 2, **changes
+                    "fast", seed=seed, batch_size=args.batch, max_steps=ABLATION_STEPS, **changes
                 ),
             )[:2]
             for seed in range(args.seeds)
@@ -316,9 +318,9 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=FAST_BATCH)
     parser.add_argument(
-        "--short", type=int, default=150, help="steps of fast to reach the peer's loss"
+        "--short", type=int, default=80, help="steps of fast to reach the peer's loss"
     )
-    parser.add_argument("--long", type=int, default=3000, help="steps of fast in the peer's time")
+    parser.add_argument("--long", type=int, default=4000, help="steps of fast in the peer's time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = read_ids(args.data, args.split)

@@ -14,7 +14,7 @@ from minigpt.generation.backend import Backend
 from minigpt.generation.onnx_backend import OnnxBackend
 
 MAX_ROWS = 4  # of the batches that are compared
-NUM_LENGTHS = 16  # that are compared, besides those at the edges
+NUM_LENGTHS = 4  # that are compared, besides those at the edges
 STEPS = 32  # decoded by `batch_changes_logits`
 
 
