@@ -207,7 +207,7 @@ TINY = {
     "num_layers: 4": "num_layers: 2",
     "d_ff: 512": "d_ff: 64",
     "max_seq_len: 256": "max_seq_len: 32",
-    "max_steps: 1800": "max_steps: 30",
+    "max_steps: 1900": "max_steps: 30",
     "warmup_fraction: 0.1": "warmup_fraction: 0.2",
     "eval_interval: 200": "eval_interval: 15",
     "log_interval: 20": "log_interval: 5",
