@@ -11,6 +11,15 @@ def test_default_params_are_valid():
     assert load_params(ROOT / "params.yaml").train.learning_rate == 7e-3
 
 
+def test_warmup_and_decay_exceeding_the_training_are_rejected(tmp_path):
+    path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
+    text = text.replace("schedule: linear", "schedule: wsd")
+    path.write_text(text.replace("warmup_fraction: 0.1", "warmup_fraction: 0.5"))
+    message = r"warmup_fraction \(0.5\) and decay_fraction \(0.6\) exceed 1 together"
+    with pytest.raises(UserError, match=message):
+        load_params(path)
+
+
 def test_params_are_immutable():
     params = load_params(ROOT / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
@@ -55,11 +64,6 @@ def test_params_are_immutable():
             "learning_rate: 7e-3",
             "learning_rate: 1e-5",
             r"train: min_learning_rate \(0.0001\) exceeds learning_rate",
-        ),
-        (
-            "warmup_fraction: 0.1",
-            "warmup_fraction: 0.5",
-            r"train: warmup_fraction \(0.5\) and decay_fraction \(0.6\) exceed 1 together",
         ),
         (
             "decay_fraction: 0.6",

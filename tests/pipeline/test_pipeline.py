@@ -112,7 +112,7 @@ def test_tags_name_the_origin_of_a_run(tracked_run):
 
 def test_params_are_those_that_determine_the_model(tracked_run):
     params, tags = tracked_run.data.params, tracked_run.data.tags
-    assert params["train.learning_rate"] == "0.003"
+    assert params["train.learning_rate"] == "0.007"
     assert not [name for name in params if name.startswith(("evaluate.", "export."))]
     assert tags["evaluate.temperature"] == "0.8"
 
@@ -352,7 +352,7 @@ def test_a_clone_that_pulls_the_model_restores_its_run(project, tmp_path):
     (run,) = runs(clone)
     assert run.data.tags["restored"] == "true"
     assert {"train/loss", "evaluation/loss"} <= set(run.data.metrics)
-    assert run.data.params["train.learning_rate"] == "0.003"
+    assert run.data.params["train.learning_rate"] == "0.007"
 
 
 @pytest.mark.full
