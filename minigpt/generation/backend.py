@@ -1,5 +1,6 @@
 """Interface of the inference backends, `torch_backend` and `onnx_backend`."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from minigpt.tokenizer import Tokenizer
 class KVCache(Protocol):
     """Keys and values of a batch of sequences, one per row."""
 
-    def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
+    def prefill(self, row: int, ids: Sequence[int] | np.ndarray, cached_length: int) -> np.ndarray:
         """Append `ids` (T,) to one row and return their logits (T, V).
 
         The first `cached_length` positions of the row are kept; any beyond them are discarded.

@@ -20,10 +20,17 @@ def draft_tokens(
     table: NgramTable, ids: list[int], noise: np.ndarray, temperature: float
 ) -> list[int]:
     """Draft the tokens after `ids`, one for each row of `noise` (N, V); an <eos> is the last."""
-    context = ids[-MAX_CONTEXT:]
+    log_probs = table.log_probs
+    context = tuple(ids[-MAX_CONTEXT:])
     tokens: list[int] = []
     for gumbel in (noise * min(temperature, MAX_TEMPERATURE)).astype(np.float32):
-        tokens.append(int((table.lookup(context + tokens) + gumbel).argmax()))
-        if tokens[-1] == EOS:
+        # Dropped for good: the table has the start of each of its contexts too, so it cannot have
+        # a longer context that begins with one that it lacks.
+        while context not in log_probs:
+            context = context[1:]
+        token = int((log_probs[context] + gumbel).argmax())
+        tokens.append(token)
+        if token == EOS:
             break
+        context = (*context, token)[-MAX_CONTEXT:]
     return tokens

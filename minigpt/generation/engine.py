@@ -7,7 +7,7 @@ forward pass verifies several draft tokens and accepts those that the model itse
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from minigpt.generation.backend import Backend, KVCache
 from minigpt.generation.draft import draft_tokens
 from minigpt.generation.generate import window_start
-from minigpt.generation.sampling import Sampling, gumbel_noise, not_finite, penalize
+from minigpt.generation.sampling import Sampling, gumbel_noise, not_finite
 from minigpt.generation.sequence import Sequence
 from minigpt.tokenizer import EOS, PAD
 
@@ -70,8 +70,9 @@ class Engine:
             self._rows.append(_Row(self.backend, self._cache, index, self._waiting.popleft()))
         if len(self._rows) != 1:
             return self._decode_batch()
-        new_text = self._rows[0].advance(self.backend.draft_length)
-        if self._rows[0].sequence.finish_reason:
+        row = self._rows[0]
+        new_text = row.advance(self.backend.draft_length)
+        if row.sequence.finish_reason:
             self._rows.clear()
         return new_text
 
@@ -80,12 +81,10 @@ class Engine:
         ids = np.full(self.batch_size, PAD)  # free rows decode <pad>
         cached_lengths = np.zeros(self.batch_size, dtype=np.int64)
         for row in self._rows:
-            new_ids, cached_length = row.new_ids()
             # a new sequence or a moved window has several new tokens, which take a separate pass
-            while len(new_ids) > 1 and row.sequence.finish_reason is None:
+            while not row.cached and row.sequence.finish_reason is None:
                 new_text += row.advance()
-                new_ids, cached_length = row.new_ids()
-            ids[row.index], cached_lengths[row.index] = new_ids[0], cached_length
+            ids[row.index], cached_lengths[row.index] = row.sequence.ids[-1], row.cached_length
         self._remove_finished()
         if not self._rows:
             return new_text
@@ -94,10 +93,10 @@ class Engine:
             rows = [row for row in self._rows if row.options == options]
             chosen = logits[[row.index for row in rows]]  # (N, V)
             noise = np.concatenate([row.noise(1) for row in rows])  # (N, V)
-            contexts = (next(row.contexts()) for row in rows)
-            tokens = next_tokens(chosen, noise, rows[0].sequence.sampling, contexts)
+            seen = np.concatenate([row.seen() for row in rows])  # (N, V) or (N, 0)
+            tokens = next_tokens(chosen, noise, rows[0].sequence.sampling, seen)
             for row, token, row_logits in zip(rows, tokens, chosen, strict=True):
-                row.mark_cached()
+                row.sequence.forward_passes += 1
                 new_text.append((row.sequence, row.sequence.append(token, row_logits)))
         self._remove_finished()
         return new_text
@@ -114,72 +113,85 @@ class _Row:
         # rows that differ in the seed alone are sampled together
         self.options = astuple(replace(sequence.sampling, seed=0))
         self._backend, self._cache = backend, cache
-        self._start = self._cached_start = -1  # of the window: the current one, the cached one
+        self._start = -backend.max_seq_len  # of the cached part of the window, which is over
         self._noise, self._noise_start = np.empty((0, 0)), 0
-        self._seen, self._seen_length = np.zeros(backend.tokenizer.vocab_size, dtype=bool), 0
+        # tokens of the text, for the repetition penalty; none are recorded without one
+        V = backend.tokenizer.vocab_size if sequence.sampling.repetition_penalty != 1 else 0
+        self._seen, self._seen_length = np.zeros((1, V), dtype=bool), 0
 
-    def new_ids(self) -> tuple[list[int], int]:
-        """Return the tokens that the cache lacks, and how many of the window precede them there."""
-        ids = self.sequence.ids
-        self._start = window_start(len(ids), self._backend.max_seq_len)
-        if self._start == self._cached_start:
-            return ids[-1:], len(ids) - 1 - self._start
-        return ids[self._start :], 0  # at the beginning and where the window moves
+    @property
+    def cached_length(self) -> int:
+        """Number of tokens of the window that the cache has, if it has all but the last one."""
+        return len(self.sequence.ids) - 1 - self._start
 
-    def mark_cached(self) -> None:
-        """Note that a forward pass has cached the new tokens."""
-        self._cached_start = self._start
-        self.sequence.forward_passes += 1
+    @property
+    def cached(self) -> bool:
+        """False at the beginning and where the window moves."""
+        return self.cached_length < self._backend.max_seq_len
 
     def advance(self, draft_length: int = 0) -> NewText:
         """Verify draft tokens in one forward pass; append the accepted ones and one more token."""
+        sequence, max_seq_len = self.sequence, self._backend.max_seq_len
+        ids, start = sequence.ids, self._start
+        new_ids, cached_length = ids[-1:], len(ids) - 1 - start
+        if cached_length >= max_seq_len:
+            start = window_start(len(ids), max_seq_len)
+            new_ids, cached_length = ids[start:], 0
+        drafts = []
+        if draft_length and self._backend.ngram_table:
+            drafts = self._draft(min(draft_length, max_seq_len - cached_length - len(new_ids)))
+        logits = self._cache.prefill(self.index, new_ids + drafts, cached_length)  # (T, V)
+        self._start = start
+        sequence.forward_passes += 1
+        if not drafts:
+            token = next_token(logits[-1], self.noise(1)[0], sequence.sampling, self.seen()[0])
+            return [(sequence, sequence.append(token, logits[-1]))]
+        return self._verify(drafts, logits[-len(drafts) - 1 :])
+
+    def _verify(self, drafts: list[int], logits: np.ndarray) -> NewText:
+        """Append the accepted draft tokens and one more token, given logits (1 + drafts, V)."""
         sequence = self.sequence
-        ids, cached_length = self.new_ids()
-        free = self._backend.max_seq_len - cached_length - len(ids)  # positions in the window
-        drafts = self._draft(min(draft_length, free, sequence.remaining - 1))
-        logits = self._cache.prefill(self.index, np.array(ids + drafts), cached_length)
-        logits = logits[len(ids) - 1 :]  # (N, V): after the last token and after each draft token
-        self.mark_cached()
         sequence.drafted += len(drafts)
-        tokens = next_tokens(
-            logits, self.noise(len(logits)), sequence.sampling, self.contexts(drafts)
-        )
+        tokens = next_tokens(logits, self.noise(len(logits)), sequence.sampling, self.seen(drafts))
         new_text: NewText = []
         for n, token in enumerate(tokens):
             new_text.append((sequence, sequence.append(token, logits[n])))
-            if sequence.finish_reason or n == len(drafts) or token != drafts[n]:
+            if n == len(drafts) or token != drafts[n] or sequence.finish_reason:
                 break
         return new_text
 
     def _draft(self, count: int) -> list[int]:
         """Return up to `count` draft tokens; none where they do not pay."""
         table, sequence = self._backend.ngram_table, self.sequence
+        count = min(count, sequence.remaining - 1)  # the last token needs no forward pass
         if table is None or count < 1:
             return []
         if sequence.accepted < MIN_ACCEPTANCE_RATE * (sequence.drafted - MIN_DRAFTED):
             return []
         return draft_tokens(table, sequence.ids, self.noise(count), sequence.sampling.temperature)
 
-    def contexts(self, drafts: Iterable[int] = ()) -> Iterator[np.ndarray]:
-        """Yield the distinct tokens of the text so far, and again after each draft token.
+    def seen(self, drafts: Collection[int] = ()) -> np.ndarray:
+        """Return which tokens occur in the text, and after each draft token: (1 + drafts, V).
 
-        Those of the text are kept, since finding them each time would take longer and longer.
+        Without a repetition penalty the result is (1, 0). What is known of the text is kept, since
+        finding it each time would take longer and longer.
         """
         ids = self.sequence.ids
-        self._seen[ids[self._seen_length :]] = True
+        if not self._seen.size:
+            return self._seen
+        self._seen[0, ids[self._seen_length :]] = True
         self._seen_length = len(ids)
-        seen = self._seen.copy()  # (V,)
-        yield np.flatnonzero(seen)
-        for token in drafts:
-            seen[token] = True
-            yield np.flatnonzero(seen)
+        seen = np.repeat(self._seen, len(drafts) + 1, axis=0)  # (N, V)
+        for n, token in enumerate(drafts, start=1):
+            seen[n:, token] = True
+        return seen
 
     def noise(self, count: int) -> np.ndarray:
         """Return the noise (count, V) for the next tokens, drawn for many positions at once."""
-        position, sampling = len(self.sequence.ids), self.sequence.sampling
+        position = len(self.sequence.ids)
         offset = position - self._noise_start
-        if not 0 <= offset <= offset + count <= len(self._noise):
-            V = self._backend.tokenizer.vocab_size
+        if offset + count > len(self._noise):
+            sampling, V = self.sequence.sampling, self._backend.tokenizer.vocab_size
             block = max(count, NOISE_BLOCK)
             self._noise = gumbel_noise(sampling.seed, self.sequence.sample, position, V, block)
             self._noise_start, offset = position, 0
@@ -187,31 +199,51 @@ class _Row:
 
 
 def next_tokens(
-    logits: np.ndarray,
-    noise: np.ndarray,
-    sampling: Sampling,
-    contexts: Iterable[list[int] | np.ndarray],
+    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray
 ) -> Iterator[int]:
-    """Yield what `next_token` returns for each row of logits (N, V) and noise (N, V).
+    """Yield what `sampling.next_token` returns for each row of logits (N, V) and noise (N, V).
 
-    The filters run last: the candidate with the best score is almost always one that they keep, so
-    nothing is sorted. A row that is not requested costs little.
+    `seen` (N, V) marks the tokens of the text before each row; unused without a repetition penalty.
+    A row that is not requested costs little.
     """
-    logits = logits.astype(np.float64)  # (N, V), a copy
-    logits[:, : EOS + 1 if sampling.ignore_eos else EOS] = -np.inf
-    if sampling.repetition_penalty != 1:
-        for row, context in zip(logits, contexts, strict=True):
-            penalize(row, context, sampling.repetition_penalty)
-    logits /= sampling.temperature or 1
-    scores = logits + noise if sampling.temperature else logits  # (N, V)
-    for row, score, token in zip(logits, scores, scores.argmax(axis=1).tolist(), strict=True):
-        if not math.isfinite(row[token]):
-            raise not_finite()
-        # try candidates from the best down; the first that the filters keep wins
-        while sampling.temperature and not _is_kept(token, row, sampling):
-            score[token] = -np.inf
-            token = int(score.argmax())
-        yield token
+    logits, scores = _scores(logits, noise, sampling, seen)  # (N, V) each
+    for n, token in enumerate(scores.argmax(axis=1).tolist()):
+        yield _best_kept(token, logits[n], scores[n], sampling)
+
+
+def next_token(logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray) -> int:
+    """Return the only item of `next_tokens`, for logits (V,) and noise (V,)."""
+    logits, scores = _scores(logits, noise, sampling, seen)  # (V,) each
+    return _best_kept(int(scores.argmax()), logits, scores, sampling)
+
+
+def _scores(
+    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits (…, V) divided by the temperature, and the same with noise."""
+    logits = logits.astype(np.float64)  # (…, V), a copy
+    logits[..., : EOS + 1 if sampling.ignore_eos else EOS] = -np.inf
+    penalty, temperature = sampling.repetition_penalty, sampling.temperature
+    if penalty != 1:
+        penalized = np.where(logits > 0, logits / penalty, logits * penalty)
+        logits = np.where(seen, penalized, logits)
+    if not temperature:
+        return logits, logits
+    logits /= temperature
+    return logits, logits + noise
+
+
+def _best_kept(token: int, logits: np.ndarray, scores: np.ndarray, sampling: Sampling) -> int:
+    """Return the token with the best score that the filters keep; `token` has the best of all.
+
+    That one is almost always kept, so nothing is sorted.
+    """
+    if not math.isfinite(logits[token]):
+        raise not_finite()
+    while sampling.temperature and not _is_kept(token, logits, sampling):
+        scores[token] = -np.inf
+        token = int(scores.argmax())
+    return token
 
 
 def _is_kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:

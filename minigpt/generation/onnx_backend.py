@@ -23,6 +23,7 @@ everything before it (`onnx_digest.py`). `examples/generate.py` runs such a file
 Runtime alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from minigpt.tokenizer import BOS, Tokenizer, tokenizer_from_dict
 
 PREVIOUS = {"previous_ids": 1, "second_previous_ids": 2}  # distance of the token before each
 SMALL_MODEL = 1 << 24  # bytes of the file
-MAX_BOUND_TOKENS = 8  # forward passes of more tokens are rare, so their binding is not kept
+MAX_BOUND_TOKENS = 8  # of longer passes only the last binding is kept: windows move by equal steps
 
 
 class OnnxBackend:
@@ -123,36 +124,43 @@ class OnnxKVCache:
         caches = np.zeros((len(parts), *shape), dtype=np.float32)
         self._caches = dict(zip(parts, caches, strict=True))
         B, _, S, _ = shape
+        self._positions = np.arange(S)
         # distance of each input that repeats earlier tokens
         self._previous = {name: PREVIOUS[name] for name in names if name in PREVIOUS}
         # the token at position t is at t + 2, after two <pad>; kept only if the model reads it
         self._ids = np.zeros((B, len(PREVIOUS) + S), dtype=np.int64)
         # by row, or None for all rows
         self._values: dict[int | None, dict[str, OrtValue]] = {}
-        self._bindings: dict[tuple[int | None, int], _Binding] = {}
+        self._bindings: dict[tuple[int | None, int], _Binding] = {}  # by row and T
+        self._long_bindings: dict[tuple[int | None, int], _Binding] = {}  # one at most
 
-    def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
-        positions = np.arange(cached_length, cached_length + len(ids))
-        return self._run(row, ids[None], positions[None]).squeeze(0)  # (T, V)
+    def prefill(self, row: int, ids: Sequence[int] | np.ndarray, cached_length: int) -> np.ndarray:
+        T = len(ids)
+        binding = self._bindings.get((row, T)) or self._bind(row, T)
+        end = cached_length + T
+        binding.input_ids[0] = ids
+        binding.positions[0] = self._positions[cached_length:end]
+        if self._previous:
+            first, last = cached_length + len(PREVIOUS), end + len(PREVIOUS)
+            self._ids[row, first:last] = ids
+            for name, distance in self._previous.items():
+                binding.arrays[name][0] = self._ids[row, first - distance : last - distance]
+        logits: np.ndarray = self._run(binding)[0]
+        return logits  # (T, V)
 
     def decode(self, ids: np.ndarray, cached_lengths: np.ndarray) -> np.ndarray:
-        return self._run(None, ids[:, None], cached_lengths[:, None]).squeeze(1)  # (B, V)
-
-    def _run(self, row: int | None, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Run the model on ids (B, T) at positions (B, T) of one row or all; return (B, T, V)."""
-        B, T = ids.shape
-        binding = self._bindings.get((row, T))
-        if binding is None:
-            binding = _Binding(self._session, (B, T), self._cache_values(row))
-            if T <= MAX_BOUND_TOKENS:
-                self._bindings[row, T] = binding
-        binding.input_ids[:], binding.positions[:] = ids, positions
+        binding = self._bindings.get((None, 1)) or self._bind(None, 1)
+        binding.input_ids[:, 0], binding.positions[:, 0] = ids, cached_lengths
         if self._previous:
-            rows = np.arange(B)[:, None] if row is None else row
-            columns = positions + len(PREVIOUS)
+            rows, columns = np.arange(len(ids)), cached_lengths + len(PREVIOUS)
             self._ids[rows, columns] = ids
             for name, distance in self._previous.items():
-                binding.arrays[name][:] = self._ids[rows, columns - distance]
+                binding.arrays[name][:, 0] = self._ids[rows, columns - distance]
+        logits: np.ndarray = self._run(binding)[:, 0]
+        return logits  # (B, V)
+
+    def _run(self, binding: "_Binding") -> np.ndarray:
+        """Run the model on bound inputs; return a copy of the logits (B, T, V)."""
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:  # the exceptions of ONNX Runtime share no narrower class
@@ -160,6 +168,18 @@ class OnnxKVCache:
                 f"{self._path}: cannot be run: {one_line(error)}; export it again"
             ) from None
         return binding.logits.copy()
+
+    def _bind(self, row: int | None, length: int) -> "_Binding":
+        """Return a binding for `length` tokens of one row, or of all if it is None, and keep it."""
+        bindings, key = self._bindings, (row, length)
+        if length > MAX_BOUND_TOKENS:
+            bindings = self._long_bindings
+            if key not in bindings:
+                bindings.clear()
+        if key not in bindings:
+            B = len(self._ids) if row is None else 1
+            bindings[key] = _Binding(self._session, (B, length), self._cache_values(row))
+        return bindings[key]
 
     def _cache_values(self, row: int | None) -> dict[str, OrtValue]:
         """Return the caches of one row or all as values of ONNX Runtime, which share the memory."""

@@ -80,22 +80,25 @@ class Sequence:
         self.ids.append(token)
         if self.logprobs is not None:
             self.logprobs.append(float(log_probabilities(logits[None], np.array([token]))[0]))
-        self._buffer += self._decoder.feed(token)
-        if token == EOS or not self.remaining:
+        text = self._decoder.feed(token)
+        if token == EOS or len(self.ids) == self._max_length:
             self.finish_reason = "eos" if token == EOS else "length"
-            self._buffer += self._decoder.end()
-        if not self.stop:
-            return self._release(len(self._buffer))
+            text += self._decoder.end()
+        if self.stop:
+            text = self._before_stop(text)
+        self._released.append(text)
+        return text
+
+    def _before_stop(self, text: str) -> str:
+        """Add `text` to the buffer; remove and return what is surely before a stop string."""
+        self._buffer += text
         if found := [at for stop in self.stop if (at := self._buffer.find(stop)) >= 0]:
             self.finish_reason = "stop"
-            return self._release(min(found))
-        held = 0 if self.finish_reason else max(map(self._overlap, self.stop))
-        return self._release(len(self._buffer) - held)
-
-    def _release(self, length: int) -> str:
-        """Move the first `length` characters of the buffer to the text."""
+            length = min(found)
+        else:
+            held = 0 if self.finish_reason else max(map(self._overlap, self.stop))
+            length = len(self._buffer) - held
         final, self._buffer = self._buffer[:length], self._buffer[length:]
-        self._released.append(final)
         return final
 
     def _overlap(self, stop: str) -> int:

@@ -1,6 +1,6 @@
 """Inference backend that runs a checkpoint with PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -77,10 +77,10 @@ class TorchKVCache:
         ids = embedding.new_zeros((B, CONTEXT + S), dtype=torch.int64)
         self.cached = CachedTensors(embedding.new_zeros(shape), embedding.new_zeros(shape), ids)
 
-    def prefill(self, row: int, ids: np.ndarray, cached_length: int) -> np.ndarray:
+    def prefill(self, row: int, ids: Sequence[int] | np.ndarray, cached_length: int) -> np.ndarray:
         positions = np.arange(cached_length, cached_length + len(ids))
         cached = self.cached.row(row)
-        return self._run(cached, ids[None], positions[None]).squeeze(0)  # (T, V)
+        return self._run(cached, np.array(ids)[None], positions[None]).squeeze(0)  # (T, V)
 
     def decode(self, ids: np.ndarray, cached_lengths: np.ndarray) -> np.ndarray:
         return self._run(self.cached, ids[:, None], cached_lengths[:, None]).squeeze(1)  # (B, V)
