@@ -1,8 +1,10 @@
 """Export of a model to ONNX: a graph built by hand of few nodes, each a fused kernel.
 
 About half of the time per character is arithmetic; the rest is per-node overhead, about a
-microsecond each. PyTorch's exporter creates four times as many nodes. Besides ONNX's operators, the
-graph uses these of ONNX Runtime (domain com.microsoft):
+microsecond each. PyTorch's exporter creates four times as many nodes. In float32, the positions of
+all sequences are the rows of matrices (R, C), R = B·T, except in attention: `Gemm` requires this,
+adds the bias in the same node, and ONNX Runtime merges a following ReLU into it. In int8, values
+remain (B, T, C). Besides ONNX's operators, the graph uses these of ONNX Runtime (com.microsoft):
 
     SkipSimplifiedLayerNormalization
         x + y + bias, and its RMS norm
@@ -17,7 +19,7 @@ computes in float32 there.
 `minigpt/generation/onnx_backend.py` describes inputs, outputs and metadata. Shapes are those of
 `minigpt/model/model.py`; S = max_seq_len, and E ≥ D is the padded size of a head (`head_layout`).
 Each `add_…` function adds the part of the model in its name; it takes and returns names of values
-in the graph.
+in the graph. Their shapes are given for float32.
 """
 
 import copy
@@ -57,6 +59,7 @@ class Graph:
         self.int8 = int8
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self.shapes: dict[str, Shape] = {}  # of values within the graph that are not inferred
 
     def constant(self, name: str, value: Tensor | np.ndarray) -> str:
         """Add a constant and return its name."""
@@ -74,16 +77,23 @@ class Graph:
 
     def to_proto(self, inputs: Values, outputs: Values) -> onnx.ModelProto:
         """Return the graph as a valid ONNX model."""
-        described = [
-            [helper.make_tensor_value_info(name, *kind) for name, kind in values.items()]
-            for values in (inputs, outputs)
-        ]
-        constants = list(self.constants.values())
-        graph = helper.make_graph(self.nodes, "minigpt", described[0], described[1], constants)
+        intermediate = {name: (TensorProto.FLOAT, shape) for name, shape in self.shapes.items()}
+        graph = helper.make_graph(
+            self.nodes,
+            "minigpt",
+            _describe(inputs),
+            _describe(outputs),
+            initializer=list(self.constants.values()),
+            value_info=_describe(intermediate),
+        )
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         onnx.checker.check_model(proto)
         return proto
+
+
+def _describe(values: Values) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, *kind) for name, kind in values.items()]
 
 
 def to_onnx(model: MiniGPT, metadata: dict[str, Any], quantize: str | None = None) -> bytes:
@@ -161,7 +171,7 @@ def fold_layer_norms(model: MiniGPT) -> MiniGPT:
 
 def add_model(graph: Graph, model: MiniGPT) -> None:
     """Add everything from inputs to outputs, for a model with folded layer norms."""
-    add_lengths(graph)
+    add_shapes(graph, model.max_seq_len)
     x, y = add_embeddings(graph, model)
     blocks = _blocks(model)
     x, normed = add_norm(graph, "blocks.0.norm1", blocks[0].norm1, x, y)
@@ -172,30 +182,41 @@ def add_model(graph: Graph, model: MiniGPT) -> None:
         x, normed = add_norm(graph, f"{name}.norm2", block.norm2, x, y, block.attention.output.bias)
         y = add_feed_forward(graph, f"{name}.feed_forward", block.feed_forward, normed)
         x, normed = add_norm(graph, f"{name}.end", norm, x, y, block.feed_forward.linear2.bias)
-    add_linear(graph, "logits", model.head.weight, normed, model.head.bias)
+    add_batched_linear(graph, "logits", model.head.weight, normed, model.head.bias)
 
 
-def add_lengths(graph: Graph) -> None:
-    """Add the lengths that the attention kernel expects as 32-bit integers.
+def add_shapes(graph: Graph, max_seq_len: int) -> None:
+    """Add the integers that attention needs.
 
-    last (B,) is the last position of each row, length () the number of positions of the longest.
+    last (B,) is the last position of each sequence, and batch_shape (3,) is B, T and -1. length ()
+    should be that of the longest sequence, but the kernel only allocates by it, and compares it
+    with T to recognize prompts; so it can be constant.
     """
     last = graph.node(
         "Gather", ["positions", graph.constant("minus_one", np.array(-1))], "last_position", axis=1
     )
     graph.node("Cast", [last], "last", to=TensorProto.INT32)
-    longest = graph.node("ReduceMax", ["last"], "longest", keepdims=0)
-    graph.node("Add", [longest, graph.constant("one", np.array(1, dtype=np.int32))], "length")
+    graph.constant("length", np.array(max_seq_len, dtype=np.int32))
+    if not graph.int8:
+        shape = graph.node("Shape", ["positions"], "positions_shape")
+        channels = graph.constant("channels", np.array([-1]))
+        graph.node("Concat", [shape, channels], "batch_shape", axis=0)
+
+
+def flatten(graph: Graph, x: str) -> str:
+    """Return the rows of x: (B, T, C) → (R, C)."""
+    return x if graph.int8 else graph.node("Flatten", [x], f"{x}.rows", axis=2)
 
 
 def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
-    """Return two values (B, T, C) whose sum is x: the kernel of the first norm adds two values."""
+    """Return two values (R, C) whose sum is x: the kernel of the first norm adds two values."""
     tokens = model.token_embedding.weight
     if not _ngrams(model) and model.positional_encoding is None:
         half = graph.node(
             "Gather", [graph.constant("half_token_embedding", tokens / 2), "input_ids"], "half"
         )
-        return half, half
+        rows = flatten(graph, half)
+        return rows, rows
     parts = [
         graph.node("Gather", [graph.constant("token_embedding", tokens), "input_ids"], "token")
     ]
@@ -207,7 +228,7 @@ def add_embeddings(graph: Graph, model: MiniGPT) -> tuple[str, str]:
         parts.append(graph.node("Gather", [table, "positions"], "position"))
     while len(parts) > 2:
         parts[:2] = [graph.node("Add", parts[:2], f"{parts[0]}_and_{parts[1]}")]
-    return parts[0], parts[1]
+    return flatten(graph, parts[0]), flatten(graph, parts[1])
 
 
 def add_ngram_embedding(graph: Graph, name: str, ngram: NgramEmbedding) -> str:
@@ -226,7 +247,7 @@ def add_ngram_embedding(graph: Graph, name: str, ngram: NgramEmbedding) -> str:
 def add_norm(
     graph: Graph, name: str, norm: nn.LayerNorm, x: str, y: str, bias: Tensor | None = None
 ) -> tuple[str, str]:
-    """Return x + y + bias and its norm, each (B, T, C); the norm must be folded."""
+    """Return x + y + bias and its norm, each (R, C); the norm must be folded."""
     assert not norm.bias.any()
     inputs = [x, y, graph.constant(f"{name}.weight", norm.weight)]
     if bias is not None:
@@ -239,7 +260,7 @@ def add_norm(
 def add_linear(
     graph: Graph, output: str, weight: Tensor, x: str, bias: Tensor | None = None
 ) -> str:
-    """Add x Wᵀ + b: weight (N, K), x (B, T, K) → (B, T, N)."""
+    """Add x Wᵀ + b: weight (N, K), x (R, K) → (R, N)."""
     if graph.int8:
         integers, scales = quantize_blocks(weight.detach().cpu().numpy())
         inputs = [
@@ -253,15 +274,24 @@ def add_linear(
         sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": 8, "block_size": BLOCK_SIZE}
         # level 4: activations are in 8 bits too; at other levels the kernel is many times slower
         return graph.node("ms.MatMulNBits", inputs, output, **sizes, accuracy_level=4)
-    product = output if bias is None else f"{output}.product"
-    graph.node("MatMul", [x, graph.constant(f"{output}.weight", weight.T)], product)
+    inputs = [x, graph.constant(f"{output}.weight", weight.T)]
     if bias is not None:
-        graph.node("Add", [product, graph.constant(f"{output}.bias", bias)], output)
-    return output
+        inputs.append(graph.constant(f"{output}.bias", bias))
+    return graph.node("Gemm", inputs, output)
+
+
+def add_batched_linear(graph: Graph, output: str, weight: Tensor, x: str, bias: Tensor) -> str:
+    """Add x Wᵀ + b: weight (N, K), x (R, K) → (B, T, N)."""
+    if graph.int8:
+        return add_linear(graph, output, weight, x, bias)
+    rows = add_linear(graph, f"{output}.rows", weight, x, bias)
+    if output != "logits":  # ONNX Runtime 1.30 does not infer the channels, which attention needs
+        graph.shapes[output] = ["B", "T", len(weight)]
+    return graph.node("Reshape", [rows, "batch_shape"], output)
 
 
 def add_feed_forward(graph: Graph, name: str, feed_forward: FeedForward, x: str) -> str:
-    """Add the feed-forward network: (B, T, C) → (B, T, C).
+    """Add the feed-forward network: (R, C) → (R, C).
 
     The bias of `linear2` is left to the next norm.
     """
@@ -275,7 +305,7 @@ def add_feed_forward(graph: Graph, name: str, feed_forward: FeedForward, x: str)
 def add_attention(
     graph: Graph, name: str, attention: MultiHeadAttention, x: str, layer: int
 ) -> str:
-    """Add attention and the update of its KV cache: (B, T, C) → (B, T, C).
+    """Add attention and the update of its KV cache: (R, C) → (R, C).
 
     The bias of `output` is left to the next norm.
     """
@@ -291,7 +321,7 @@ def add_attention(
     weight, bias = attention.query_key_value.weight, attention.query_key_value.bias
     weight = weight.view(3 * H, D, C).transpose(1, 2)  # (3·H, C, D)
     weight = widen(weight).transpose(1, 2).reshape(3 * H * E, C)  # (3·H·E, C)
-    qkv = add_linear(
+    qkv = add_batched_linear(
         graph, f"{name}.query_key_value", weight, x, widen(bias.view(3 * H, D)).flatten()
     )
     if attention.qk_norm:
@@ -308,7 +338,7 @@ def add_attention(
     outputs = f"{name}.attended", f"present_key_{layer}", f"present_value_{layer}"
     attended = graph.node("ms.GroupQueryAttention", inputs, *outputs, **options)
     weight = widen(attention.output.weight.view(C, H, D)).reshape(C, H * E)  # (C, H·E)
-    return add_linear(graph, f"{name}.output", weight, attended)
+    return add_linear(graph, f"{name}.output", weight, flatten(graph, attended))
 
 
 def add_query_key_norm(graph: Graph, name: str, attention: MultiHeadAttention, qkv: str) -> str:
