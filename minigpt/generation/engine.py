@@ -7,8 +7,7 @@ forward pass verifies several draft tokens and accepts those that the model itse
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import astuple, replace
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -89,15 +88,9 @@ class Engine:
         if not self._rows:
             return new_text
         logits = self._cache.decode(ids, cached_lengths)  # (B, V)
-        for options in {row.options for row in self._rows}:
-            rows = [row for row in self._rows if row.options == options]
-            chosen = logits[[row.index for row in rows]]  # (N, V)
-            noise = np.concatenate([row.noise(1) for row in rows])  # (N, V)
-            seen = np.concatenate([row.seen() for row in rows])  # (N, V) or (N, 0)
-            tokens = next_tokens(chosen, noise, rows[0].sequence.sampling, seen)
-            for row, token, row_logits in zip(rows, tokens, chosen, strict=True):
-                row.sequence.forward_passes += 1
-                new_text.append((row.sequence, row.sequence.append(token, row_logits)))
+        for row in self._rows:
+            row.sequence.forward_passes += 1
+            new_text.append(row.append_next(logits[row.index]))
         self._remove_finished()
         return new_text
 
@@ -110,14 +103,13 @@ class _Row:
 
     def __init__(self, backend: Backend, cache: KVCache, index: int, sequence: Sequence):
         self.index, self.sequence = index, sequence
-        # rows that differ in the seed alone are sampled together
-        self.options = astuple(replace(sequence.sampling, seed=0))
         self._backend, self._cache = backend, cache
         self._start = -backend.max_seq_len  # of the cached part of the window, which is over
         self._noise, self._noise_start = np.empty((0, 0)), 0
-        # tokens of the text, for the repetition penalty; none are recorded without one
-        V = backend.tokenizer.vocab_size if sequence.sampling.repetition_penalty != 1 else 0
-        self._seen, self._seen_length = np.zeros((1, V), dtype=bool), 0
+        self._penalties: np.ndarray | None = None  # of each token (V,); 1 if the text lacks it
+        if sequence.sampling.repetition_penalty != 1:
+            self._penalties = np.ones(backend.tokenizer.vocab_size)
+            self._penalties[sequence.ids] = sequence.sampling.repetition_penalty
 
     @property
     def cached_length(self) -> int:
@@ -144,21 +136,23 @@ class _Row:
         self._start = start
         sequence.forward_passes += 1
         if not drafts:
-            token = next_token(logits[-1], self.noise(1)[0], sequence.sampling, self.seen()[0])
-            return [(sequence, sequence.append(token, logits[-1]))]
-        return self._verify(drafts, logits[-len(drafts) - 1 :])
-
-    def _verify(self, drafts: list[int], logits: np.ndarray) -> NewText:
-        """Append the accepted draft tokens and one more token, given logits (1 + drafts, V)."""
-        sequence = self.sequence
+            return [self.append_next(logits[-1])]
         sequence.drafted += len(drafts)
-        tokens = next_tokens(logits, self.noise(len(logits)), sequence.sampling, self.seen(drafts))
         new_text: NewText = []
-        for n, token in enumerate(tokens):
-            new_text.append((sequence, sequence.append(token, logits[n])))
-            if n == len(drafts) or token != drafts[n] or sequence.finish_reason:
+        # (1 + drafts, V): after the last token and after each draft token
+        for row_logits, draft in zip(logits[-len(drafts) - 1 :], [*drafts, None], strict=True):
+            new_text.append(self.append_next(row_logits))
+            if ids[-1] != draft or sequence.finish_reason:
                 break
         return new_text
+
+    def append_next(self, logits: np.ndarray) -> tuple[Sequence, str]:
+        """Append the token that `logits` (V,) give; return the sequence and the text it adds."""
+        sequence, penalties = self.sequence, self._penalties
+        token = choose_token(logits, self.noise(1)[0], sequence.sampling, penalties)
+        if penalties is not None:
+            penalties[token] = sequence.sampling.repetition_penalty
+        return sequence, sequence.append(token, logits)
 
     def _draft(self, count: int) -> list[int]:
         """Return up to `count` draft tokens; none where they do not pay."""
@@ -169,22 +163,6 @@ class _Row:
         if sequence.accepted < MIN_ACCEPTANCE_RATE * (sequence.drafted - MIN_DRAFTED):
             return []
         return draft_tokens(table, sequence.ids, self.noise(count), sequence.sampling.temperature)
-
-    def seen(self, drafts: Collection[int] = ()) -> np.ndarray:
-        """Return which tokens occur in the text, and after each draft token: (1 + drafts, V).
-
-        Without a repetition penalty the result is (1, 0). What is known of the text is kept, since
-        finding it each time would take longer and longer.
-        """
-        ids = self.sequence.ids
-        if not self._seen.size:
-            return self._seen
-        self._seen[0, ids[self._seen_length :]] = True
-        self._seen_length = len(ids)
-        seen = np.repeat(self._seen, len(drafts) + 1, axis=0)  # (N, V)
-        for n, token in enumerate(drafts, start=1):
-            seen[n:, token] = True
-        return seen
 
     def noise(self, count: int) -> np.ndarray:
         """Return the noise (count, V) for the next tokens, drawn for many positions at once."""
@@ -198,49 +176,28 @@ class _Row:
         return self._noise[offset : offset + count]
 
 
-def next_tokens(
-    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray
-) -> Iterator[int]:
-    """Yield what `sampling.next_token` returns for each row of logits (N, V) and noise (N, V).
+def choose_token(
+    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, penalties: np.ndarray | None = None
+) -> int:
+    """Return what `sampling.next_token` returns, for logits (V,) and noise (V,).
 
-    `seen` (N, V) marks the tokens of the text before each row; unused without a repetition penalty.
-    A row that is not requested costs little.
+    The filters run last: the candidate with the best score is almost always one that they keep, so
+    nothing is sorted. `penalties` (V,) contains the repetition penalty of each token.
     """
-    logits, scores = _scores(logits, noise, sampling, seen)  # (N, V) each
-    for n, token in enumerate(scores.argmax(axis=1).tolist()):
-        yield _best_kept(token, logits[n], scores[n], sampling)
-
-
-def next_token(logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray) -> int:
-    """Return the only item of `next_tokens`, for logits (V,) and noise (V,)."""
-    logits, scores = _scores(logits, noise, sampling, seen)  # (V,) each
-    return _best_kept(int(scores.argmax()), logits, scores, sampling)
-
-
-def _scores(
-    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, seen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits (…, V) divided by the temperature, and the same with noise."""
-    logits = logits.astype(np.float64)  # (…, V), a copy
-    logits[..., : EOS + 1 if sampling.ignore_eos else EOS] = -np.inf
-    penalty, temperature = sampling.repetition_penalty, sampling.temperature
-    if penalty != 1:
-        penalized = np.where(logits > 0, logits / penalty, logits * penalty)
-        logits = np.where(seen, penalized, logits)
-    if not temperature:
-        return logits, logits
-    logits /= temperature
-    return logits, logits + noise
-
-
-def _best_kept(token: int, logits: np.ndarray, scores: np.ndarray, sampling: Sampling) -> int:
-    """Return the token with the best score that the filters keep; `token` has the best of all.
-
-    That one is almost always kept, so nothing is sorted.
-    """
+    temperature = sampling.temperature
+    logits = logits.astype(np.float64)  # (V,), a copy
+    if penalties is not None:
+        logits = np.where(logits > 0, logits / penalties, logits * penalties)
+    logits[: EOS + 1 if sampling.ignore_eos else EOS] = -np.inf
+    scores = logits  # (V,)
+    if temperature:
+        logits /= temperature
+        scores = logits + noise
+    token = int(scores.argmax())
     if not math.isfinite(logits[token]):
         raise not_finite()
-    while sampling.temperature and not _is_kept(token, logits, sampling):
+    # try candidates from the best down; the first that the filters keep wins
+    while temperature and not _is_kept(token, logits, sampling):
         scores[token] = -np.inf
         token = int(scores.argmax())
     return token

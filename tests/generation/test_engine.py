@@ -10,9 +10,8 @@ from test_sampling import LOGITS, SAMPLINGS
 
 from minigpt.common.errors import UserError
 from minigpt.export.onnx_graph import to_onnx
-from minigpt.generation import engine as fast
 from minigpt.generation.backend import Backend
-from minigpt.generation.engine import Engine, generate, next_tokens, run
+from minigpt.generation.engine import Engine, choose_token, generate, run
 from minigpt.generation.generate import generate_ids
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling, gumbel_noise, next_token
@@ -21,7 +20,6 @@ from minigpt.generation.torch_backend import TorchBackend
 from minigpt.tokenizer import EOS
 from minigpt.training.ngram import build_ngram_table
 
-NOTHING = np.zeros((1, 80), dtype=bool)
 PROMPTS = ["", "the", "a prompt that is longer than the window of twelve", "fox"]
 
 
@@ -48,27 +46,23 @@ def drafting(request, trained, tokenizer, sentences, tmp_path_factory) -> Backen
     return OnnxBackend(path)
 
 
-@given(st.lists(st.tuples(LOGITS, st.sets(st.integers(0, 59))), min_size=1, max_size=4), SAMPLINGS)
-def test_next_tokens_equal_next_token(rows, sampling):
-    V = min(len(logits) for logits, _ in rows)
-    logits = np.stack([logits[:V] for logits, _ in rows])
-    contexts = [[token for token in seen if token < V] * 2 for _, seen in rows]
-    seen = np.array([np.isin(np.arange(V), context) for context in contexts])
-    noise = gumbel_noise(sampling.seed, 1, 7, V, count=len(rows))
-    expected = [
-        next_token(row, g, sampling, context)
-        for row, g, context in zip(logits, noise, contexts, strict=True)
-    ]
-    assert list(next_tokens(logits, noise, sampling, seen)) == expected
-    each = zip(logits, noise, seen, strict=True)
-    assert [fast.next_token(row, g, sampling, mask) for row, g, mask in each] == expected
+@given(LOGITS, SAMPLINGS, st.sets(st.integers(0, 59)))
+def test_choose_token_equals_next_token(logits, sampling, seen):
+    V = len(logits)
+    context = [token for token in seen if token < V] * 2
+    penalties = np.where(np.isin(np.arange(V), context), sampling.repetition_penalty, 1)
+    noise = gumbel_noise(sampling.seed, 1, 7, V)[0]
+    expected = next_token(logits, noise, sampling, context)
+    assert choose_token(logits, noise, sampling, penalties) == expected
+    if sampling.repetition_penalty == 1:
+        assert choose_token(logits, noise, sampling) == expected
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(min_p=0.5)], ids=str)
-def test_next_tokens_reject_logits_that_are_not_finite(sampling, value):
+def test_choose_token_rejects_logits_that_are_not_finite(sampling, value):
     with pytest.raises(UserError, match="the model computes logits that are not finite"):
-        list(next_tokens(np.full((1, 80), value), gumbel_noise(0, 0, 0, 80), sampling, NOTHING))
+        choose_token(np.full(80, value), gumbel_noise(0, 0, 0, 80)[0], sampling, np.full(80, 2.0))
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
