@@ -2,8 +2,11 @@
 
     taskset -c 1 python benchmarks/lengths.py
 
-The lengths take turns in each round. A ratio is the median time per token at a length, divided by
-that at the first length, so 1 means that the speed does not depend on the length.
+The lengths take turns in each round. The number in brackets is the median over the rounds of the
+speed, in tokens per second, relative to the first length: 1 means that it does not depend on the
+length. It cannot be exactly 1: attention takes longer until the window is full, and later each move
+of the window is a forward pass over half of it. ONNX Runtime uses one thread, and the times are of
+the processor, so they contain no pauses for other processes.
 """
 
 import argparse
@@ -37,10 +40,10 @@ def seconds_per_token(backend: OnnxBackend, case: str, length: int, seed: int) -
     _, options, sampling = CASES[case]
     sampled = Sampling(ignore_eos=True, seed=seed, **sampling)
     sequence = Sequence(backend.tokenizer, PROMPT, sampled, max_new_tokens=length, **options)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in run(backend, [sequence]):
         pass
-    return (time.perf_counter() - start) / len(sequence.generated)
+    return (time.process_time() - start) / len(sequence.generated)
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     backend = OnnxBackend(arguments.model, threads=1)
     table = backend.ngram_table
-    print("microseconds per token (ratio), by length")
+    print("microseconds per token (relative speed), by length")
     print(f"{'':34}", *(f"{length:>14}" for length in arguments.lengths))
     for case in CASES:
         backend.ngram_table = table if CASES[case][0] else None
@@ -61,8 +64,12 @@ def main() -> None:
         for seed in range(arguments.rounds + 1):  # the first warms up
             times = [seconds_per_token(backend, case, n, seed) for n in arguments.lengths]
             rounds.append([value * 1e6 for value in times])
-        medians = [statistics.median(values) for values in zip(*rounds[1:], strict=True)]
-        print(f"{case:34}", *(f"{value:7.1f} x{value / medians[0]:.2f} " for value in medians))
+        columns = list(zip(*rounds[1:], strict=True))
+        line = f"{case:34}"
+        for times in columns:
+            speeds = [first / value for first, value in zip(columns[0], times, strict=True)]
+            line += f"{statistics.median(times):8.1f} ({statistics.median(speeds):.2f})"
+        print(line)
 
 
 if __name__ == "__main__":
