@@ -20,15 +20,14 @@ def draft_tokens(
     table: NgramTable, ids: list[int], noise: np.ndarray, temperature: float
 ) -> list[int]:
     """Draft the tokens after `ids`, one for each row of `noise` (N, V); an <eos> is the last."""
-    log_probs = table.log_probs
-    context = tuple(ids[-MAX_CONTEXT:])
+    lookup, context = table.log_probs.get, tuple(ids[-MAX_CONTEXT:])
     tokens: list[int] = []
     for gumbel in (noise * min(temperature, MAX_TEMPERATURE)).astype(np.float32):
         # Dropped for good: the table has the start of each of its contexts too, so it cannot have
         # a longer context that begins with one that it lacks.
-        while context not in log_probs:
+        while (log_probs := lookup(context)) is None:
             context = context[1:]
-        token = int((log_probs[context] + gumbel).argmax())
+        token = int((log_probs + gumbel).argmax())
         tokens.append(token)
         if token == EOS:
             break

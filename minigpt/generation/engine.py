@@ -139,10 +139,9 @@ class _Row:
             return [self.append_next(logits[-1])]
         sequence.drafted += len(drafts)
         new_text: NewText = []
-        # (1 + drafts, V): after the last token and after each draft token
-        for row_logits, draft in zip(logits[-len(drafts) - 1 :], [*drafts, None], strict=True):
+        for draft, row_logits in enumerate(logits[-len(drafts) - 1 :]):  # (1 + drafts, V)
             new_text.append(self.append_next(row_logits))
-            if ids[-1] != draft or sequence.finish_reason:
+            if draft == len(drafts) or ids[-1] != drafts[draft] or sequence.finish_reason:
                 break
         return new_text
 
