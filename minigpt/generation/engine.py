@@ -21,7 +21,7 @@ from minigpt.tokenizer import EOS, PAD
 # Verifying a draft token costs a fifth of a forward pass: below this rate drafts do not pay.
 MIN_ACCEPTANCE_RATE = 0.2
 MIN_DRAFTED = 40  # draft tokens that do not count against the rate
-NOISE_BLOCK = 64  # positions to draw noise for at once
+NOISE_BLOCK = 4096  # numbers of noise to draw at once, if one position needs fewer
 
 NewText = list[tuple[Sequence, str]]  # for each new token its sequence and the text it adds
 
@@ -169,7 +169,7 @@ class _Row:
         offset = position - self._noise_start
         if offset + count > len(self._noise):
             sampling, V = self.sequence.sampling, self._backend.tokenizer.vocab_size
-            block = max(count, NOISE_BLOCK)
+            block = max(count, NOISE_BLOCK // V)  # positions
             self._noise = gumbel_noise(sampling.seed, self.sequence.sample, position, V, block)
             self._noise_start, offset = position, 0
         return self._noise[offset : offset + count]
