@@ -23,9 +23,7 @@ everything before it (`onnx_digest.py`). `examples/generate.py` runs such a file
 Runtime alone.
 """
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,6 @@ from minigpt.data.ngram_table import read_ngram_table
 from minigpt.generation.onnx_digest import digests
 from minigpt.tokenizer import BOS, Tokenizer, tokenizer_from_dict
 
-DISABLE_FLASH_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"  # read when a session is created
 PREVIOUS = {"previous_ids": 1, "second_previous_ids": 2}  # distance of the token before each
 SMALL_MODEL = 1 << 24  # bytes of the file
 MAX_BOUND_TOKENS = 8  # of longer passes only the last binding is kept: windows move by equal steps
@@ -263,31 +260,11 @@ def _load(path: Path, data: bytes, threads: int) -> onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised as exceptions
     options.intra_op_num_threads = threads
-    # a quantized model would generate other texts: rounding makes the last bit of a sum matter
-    quantized = b"MatMulNBits" in data
     try:
-        with contextlib.nullcontext() if quantized else _without_flash_attention():
-            # from bytes instead of the path: ONNX Runtime then refuses weights in other files,
-            # which a model of unknown origin could point anywhere
-            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        # from bytes instead of the path: ONNX Runtime then refuses weights in other files, which a
+        # model of unknown origin could point anywhere
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the exceptions of ONNX Runtime share no narrower class
         external = "external" in str(error).lower()
         reason = "its weights are in another file" if external else "damaged, or not ONNX"
         raise UserError(f"{path}: not a model that can be run: {reason}; export it again") from None
-
-
-@contextlib.contextmanager
-def _without_flash_attention() -> Iterator[None]:
-    """Let new sessions use the simpler attention kernel, unless the user has chosen one.
-
-    Flash attention saves memory where the context is long, but for a context of up to 2,048 tokens
-    a forward pass takes 4 to 10 % longer with it, whether of one token or of half the window.
-    """
-    if DISABLE_FLASH_ATTENTION in os.environ:
-        yield
-        return
-    os.environ[DISABLE_FLASH_ATTENTION] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(DISABLE_FLASH_ATTENTION, None)

@@ -1,6 +1,4 @@
-"""The ONNX backend against the PyTorch backend, and the environment it leaves."""
-
-import os
+"""The ONNX backend against the PyTorch backend."""
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.export.onnx_graph import to_onnx
-from minigpt.generation.onnx_backend import DISABLE_FLASH_ATTENTION, OnnxBackend
+from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.torch_backend import TorchBackend
 
 S, ROWS = 24, 2
@@ -66,14 +64,3 @@ def test_logits_of_one_pass_survive_the_next(backends):
     before = first.copy()
     cache.prefill(0, [5], 0)
     np.testing.assert_array_equal(first, before)
-
-
-@pytest.mark.parametrize("chosen", [None, "0"])
-def test_loading_a_model_keeps_the_environment(trained, tokenizer, tmp_path, monkeypatch, chosen):
-    monkeypatch.delenv(DISABLE_FLASH_ATTENTION, raising=False)
-    if chosen is not None:
-        monkeypatch.setenv(DISABLE_FLASH_ATTENTION, chosen)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(to_onnx(trained.model, model_metadata(trained.model, tokenizer)))
-    OnnxBackend(path)
-    assert os.environ.get(DISABLE_FLASH_ATTENTION) == chosen
