@@ -21,7 +21,7 @@ def main() -> None:
     params = load_params()
     corpus = Corpus(params.data)
     tokenizer = _tokenizer(params)
-    with reading_progress("build_vocab", corpus) as documents:
+    with reading_progress("build_vocab", corpus.reader, corpus) as documents:
         # a character that occurs only in validation must become <unk>
         training_texts = (document.text for document in documents if document.split == "train")
         counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)

@@ -131,7 +131,7 @@ def test_params_of_a_stage_are_what_it_reads(stage):
     [
         ("evaluate", "pipeline/evaluate.py", "config.max_new_tokens"),
         ("train", "minigpt/training/optim.py", "config.beta2"),
-        ("prepare", "minigpt/corpus/corpus.py", "self.config.deduplicate"),
+        ("prepare", "minigpt/corpus/readers.py", "self.config.text_column"),
         ("export", "pipeline/export.py", "config.tolerance"),
     ],
 )

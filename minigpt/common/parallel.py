@@ -6,7 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minigpt.common.errors import UserError
 
@@ -39,7 +39,8 @@ def batched_by_size(
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Like `map`, in worker processes, with a bounded number of items in flight.
 
-    `function` must be importable. A few items are processed in this process.
+    `function` must be importable and is sent to each process once. A few items are processed in
+    this process.
     """
     iterator = iter(items)
     first = list(islice(iterator, MIN_PARALLEL_ITEMS))
@@ -54,11 +55,12 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     workers = os.cpu_count() or 1
     # spawn: a forked child would inherit locks that other threads of this process hold
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _set_function, (function,)) as pool:
             in_flight: deque[Future[Result]] = deque()
             for item in chain(first, iterator):
                 with _interrupts_blocked():  # `submit` starts the processes
-                    in_flight.append(pool.submit(function, item))
+                    in_flight.append(pool.submit(_call_function, item))
                 if len(in_flight) > 2 * workers:
                     yield in_flight.popleft().result()
             while in_flight:
@@ -68,6 +70,18 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
             "a worker process was killed, probably because memory is short; free memory and try "
             "again"
         ) from None
+
+
+_function: Callable[[Any], Any]  # of a worker process
+
+
+def _set_function(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+
+
+def _call_function(item: Any) -> Any:
+    return _function(item)
 
 
 @contextlib.contextmanager

@@ -27,3 +27,41 @@ class HashSet:
             self._sorted = np.sort(np.concatenate((self._sorted, recent)), kind="stable")
             self._recent.clear()
         return True
+
+
+class HashArray:
+    """Set of 64-bit integers to which many are added at once; little more than 8 bytes each.
+
+    Args:
+        max_recent: Size at which the array of recent values is merged into the other one, ≥ 1.
+    """
+
+    def __init__(self, max_recent: int = 500_000) -> None:
+        self._max_recent = max_recent
+        self._sorted = np.empty(0, dtype=np.uint64)
+        self._recent = np.empty(0, dtype=np.uint64)
+
+    def add_all(self, values: np.ndarray) -> np.ndarray:
+        """Add `values` (N,) in order, and return which of them were new when added, (N,) bool."""
+        distinct, first = np.unique(values, return_index=True)
+        new = ~(_contained(distinct, self._sorted) | _contained(distinct, self._recent))
+        self._recent = _merged(self._recent, distinct[new])
+        if len(self._recent) >= self._max_recent:
+            self._sorted = _merged(self._sorted, self._recent)
+            self._recent = self._recent[:0]
+        result = np.zeros(len(values), dtype=bool)
+        result[first[new]] = True
+        return result
+
+
+def _contained(values: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Return which of `values` the sorted array contains."""
+    if not len(array):
+        return np.zeros(len(values), dtype=bool)
+    index = np.minimum(np.searchsorted(array, values), len(array) - 1)
+    return np.asarray(array[index] == values)
+
+
+def _merged(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    # a stable sort takes linear time for two sorted runs
+    return np.sort(np.concatenate((left, right)), kind="stable")

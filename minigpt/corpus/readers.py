@@ -43,6 +43,7 @@ class Reader:
     Attributes:
         files: Files to read, in order.
         bytes_total: Size of all files.
+        codec_errors: Treatment of invalid UTF-8, as in `bytes.decode`.
     """
 
     def __init__(self, config: DataConfig):
@@ -52,28 +53,37 @@ class Reader:
         self.bytes_total = sum(file.stat().st_size for file in self.files)
         self._bytes_done = 0  # of the files before the open one
         self._open_file: IO[bytes] | None = None
-        self._codec_errors = "replace" if config.invalid_utf8 == "replace" else "strict"
+        self.codec_errors = "replace" if config.invalid_utf8 == "replace" else "strict"
 
     @property
     def bytes_read(self) -> int:
         """Bytes read so far in the current pass; compressed bytes where files are compressed."""
         return self._bytes_done + (self._open_file.tell() if self._open_file else 0)
 
-    def __iter__(self) -> Iterator[Iterator[str]]:
-        """Yield units that a document never spans (a text file, a table row), as their lines."""
+    def format_of(self, file: Path) -> str | None:
+        """Return the format in which `file` is read; None if its extension identifies none."""
+        return infer_format(file) if self.config.format == "auto" else self.config.format
+
+    def streams(self) -> Iterator[tuple[Path, IO[bytes]]]:
+        """Yield each file and its decompressed content."""
         self._bytes_done = 0
         for file in self.files:
-            kind = infer_format(file) if self.config.format == "auto" else self.config.format
             with damaged_file_errors(file), file.open("rb") as self._open_file:
-                yield from self._read_units(_decompress(self._open_file, file), file, kind)
+                yield file, _decompress(self._open_file, file)
             self._open_file = None
             self._bytes_done += file.stat().st_size
+
+    def __iter__(self) -> Iterator[Iterator[str]]:
+        """Yield units that a document never spans (a text file, a table row), as their lines."""
+        for file, stream in self.streams():
+            with damaged_file_errors(file):
+                yield from self._read_units(stream, file, self.format_of(file))
 
     def _read_units(
         self, stream: IO[bytes], file: Path, kind: str | None
     ) -> Iterator[Iterator[str]]:
         column = self.config.text_column
-        lines = read_lines(stream, file, self._codec_errors)
+        lines = read_lines(stream, file, self.codec_errors)
         match kind:
             case "text":
                 yield lines
@@ -82,7 +92,7 @@ class Reader:
                 texts = read_jsonl(lines, file, column)
             case "parquet":
                 read = read_compressed_parquet if _compression(file) else read_parquet
-                texts = read(stream, file, column, self._codec_errors)
+                texts = read(stream, file, column, self.codec_errors)
             case "csv" | "tsv":
                 texts = read_csv(lines, file, column, "," if kind == "csv" else "\t")
             case _:
@@ -193,14 +203,15 @@ def read_lines(stream: IO[bytes], file: Path, errors: str = "strict") -> Iterato
     # here too: a caller that holds this iterator reads the stream outside `Reader.__iter__`
     with damaged_file_errors(file):
         for raw in stream:
-            line = _decode(raw, errors, f"{file}:", offset)
+            line = decode(raw, errors, f"{file}:", offset)
             if offset == 0:
                 line = line.removeprefix("\ufeff")
             offset += len(raw)
             yield from line.removesuffix("\n").removesuffix("\r").split("\r")
 
 
-def _decode(data: bytes, errors: str, where: str, offset: int = 0) -> str:
+def decode(data: bytes, errors: str, where: str, offset: int = 0) -> str:
+    """Decode UTF-8; `where` and `offset` locate `data` in the message of an error."""
     try:
         return data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
@@ -284,7 +295,7 @@ def read_parquet(stream: IO[bytes], file: Path, column: str, errors: str) -> Ite
         values = itertools.chain.from_iterable(map(_values, batches))
         for number, value in enumerate(values, start=1):
             if value is not None:
-                yield _decode(value, errors, f"{file}: row {number}:")
+                yield decode(value, errors, f"{file}: row {number}:")
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # of the disk, not of Arrow
             raise

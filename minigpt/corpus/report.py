@@ -12,6 +12,7 @@ from minigpt.common.files import atomic_file, atomic_write
 from minigpt.common.plots import drawable
 from minigpt.common.text import fenced, inline_code
 from minigpt.corpus.corpus import Document
+from minigpt.corpus.encode import Columns
 from minigpt.data.token_files import SplitInfo
 
 NUM_EXAMPLES = 3  # documents, each cut to EXAMPLE_LENGTH characters
@@ -35,11 +36,12 @@ class DataReport:
                 self.examples.append(document.text[:EXAMPLE_LENGTH])
             yield document
 
-    def add(self, table: pd.DataFrame) -> None:
-        """Count the lengths of the documents in `table`, a part of the table of documents."""
-        powers = np.log2(table["characters"]).astype(int) + 1
-        counts = pd.crosstab(powers, table["split"])
-        self.lengths = self.lengths.add(counts, fill_value=0).astype(int)
+    def add(self, columns: Columns) -> None:
+        """Count the lengths of some documents, given as rows of the table of documents."""
+        powers = np.log2(columns["characters"]).astype(int) + 1
+        for split in self.lengths:
+            counts = np.bincount(powers[columns["split"] == split], minlength=MAX_POWER)
+            self.lengths[split] += counts[1:]
 
     def write(
         self, folder: Path, splits: dict[str, SplitInfo], dropped: int, vocab_size: int

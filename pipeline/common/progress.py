@@ -3,9 +3,9 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -20,12 +20,14 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:  # a stage that only reads documents must not depend on training, nor the reverse
-    from minigpt.corpus.corpus import Corpus, Document
+    from minigpt.corpus.readers import Reader
     from minigpt.training.train import Progress as TrainerProgress
 
 log = logging.getLogger(__name__)
 
 UPDATE_INTERVAL = 0.1  # seconds
+
+Item = TypeVar("Item")
 
 
 class ProgressBar(Progress):
@@ -44,21 +46,23 @@ class ProgressBar(Progress):
 
 
 @contextmanager
-def reading_progress(stage: str, corpus: "Corpus") -> "Iterator[Iterator[Document]]":
-    """Show how much of `corpus` has been read while its documents are taken from the iterator."""
+def reading_progress(
+    stage: str, reader: "Reader", items: Iterable[Item]
+) -> "Iterator[Iterator[Item]]":
+    """Show how much `reader` has read while `items`, which are read by it, are iterated over."""
     bar = ProgressBar(TextColumn(stage), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    task = bar.add_task("", total=corpus.reader.bytes_total)
+    task = bar.add_task("", total=reader.bytes_total)
 
-    def documents() -> "Iterator[Document]":
+    def tracked() -> Iterator[Item]:
         updated = 0.0
-        for document in corpus:
+        for item in items:
             if time.monotonic() - updated > UPDATE_INTERVAL:
-                bar.update(task, completed=corpus.reader.bytes_read)
+                bar.update(task, completed=reader.bytes_read)
                 updated = time.monotonic()
-            yield document
+            yield item
 
     with bar:
-        yield documents()
+        yield tracked()
 
 
 class TrainingProgress(ProgressBar):
