@@ -1,12 +1,14 @@
 """Stage 1: build the vocabulary from the training split and count its characters."""
 
 import logging
+from collections import Counter
 
 import pandas as pd
 
 from minigpt.common.config import Params, load_params
 from minigpt.common.errors import UserError
 from minigpt.common.files import atomic_write
+from minigpt.corpus import fast_path
 from minigpt.corpus.corpus import Corpus
 from minigpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from pipeline.common import paths
@@ -21,10 +23,7 @@ def main() -> None:
     params = load_params()
     corpus = Corpus(params.data)
     tokenizer = _tokenizer(params)
-    with reading_progress("build_vocab", corpus.reader, corpus) as documents:
-        # a character that occurs only in validation must become <unk>
-        training_texts = (document.text for document in documents if document.split == "train")
-        counts = tokenizer.build_vocab(training_texts, params.tokenizer.min_freq)
+    counts = _build(corpus, tokenizer, params.tokenizer.min_freq)
     if not counts:
         raise UserError(
             f"{params.data.path}: every document fell into the validation split; get more "
@@ -46,6 +45,17 @@ def main() -> None:
     log.info(
         "vocabulary: %d tokens from %d characters of text", tokenizer.vocab_size, counts.total()
     )
+
+
+def _build(corpus: Corpus, tokenizer: Tokenizer, min_freq: int) -> Counter[str]:
+    # a character that occurs only in validation must become <unk>
+    if isinstance(tokenizer, CharTokenizer) and fast_path.applies(corpus):
+        batches = fast_path.count_blocks(corpus, tokenizer)
+        with reading_progress("build_vocab", corpus.reader, batches) as tracked:
+            return tokenizer.build_from_counts(tracked, min_freq)
+    with reading_progress("build_vocab", corpus.reader, corpus) as documents:
+        training_texts = (document.text for document in documents if document.split == "train")
+        return tokenizer.build_vocab(training_texts, min_freq)
 
 
 def _tokenizer(params: Params) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Read, deduplicate and encode text on blocks of bytes; byte-identical to `Corpus` and `encode`.
+"""Read, deduplicate, count and encode text on blocks of bytes, byte-identical to the plain path.
 
 `Corpus` takes documents one at a time. Here a block of many documents stays one string, in which
 blank lines separate documents. Cutting, normalization and encoding then take a few calls for each
@@ -8,7 +8,9 @@ drops duplicates, by arrays of hashes.
 
 import functools
 import hashlib
+import itertools
 import re
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from minigpt.corpus.hash_set import HashArray
 from minigpt.corpus.readers import damaged_file_errors, decode
 from minigpt.data.token_files import token_dtype
 from minigpt.tokenizer import BOS, EOS, UNK, CharTokenizer, Tokenizer
+from minigpt.tokenizer.char_table import count_characters
 from minigpt.tokenizer.normalization import normalize
 
 BLOCK_BYTES = 1 << 20  # of text that one process takes at a time
@@ -98,15 +101,49 @@ def encode_blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Encoded]:
     encode = functools.partial(_encode_block, read=_block_reader(corpus), tokenizer=tokenizer)
     seen = HashArray()
     corpus.documents_dropped = 0
-    block = None
+    found = False
     for block in filter(None, parallel_map(encode, _blocks(corpus))):
+        found = True
         kept = seen.add_all(block.digests)
         if not corpus.config.deduplicate:
             kept[:] = True
         corpus.documents_dropped += int((~kept).sum())
         if kept.any():
             yield _select(block, kept, in_validation(block.digests, corpus.val_fraction))
-    if block is None:
+    if not found:
+        next(iter(corpus))  # raises the error that there is no text
+
+
+def count_blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Counter[str]]:
+    """Count the characters of the training split, which `tokenizer` normalizes, in each block."""
+    read = _block_reader(corpus)
+    count = functools.partial(
+        _count_block, read=read, val_fraction=corpus.val_fraction, tokenizer=tokenizer
+    )
+    seen = HashArray()
+    corpus.documents_dropped = 0
+    in_flight: deque[Block] = deque()
+
+    def remembered_blocks() -> Iterator[Block]:
+        for block in _blocks(corpus):
+            in_flight.append(block)
+            yield block
+
+    found = False
+    for result in parallel_map(count, remembered_blocks()):
+        block = in_flight.popleft()
+        if result is None:
+            continue
+        found = True
+        digests, counts = result
+        # A worker knows only its block, so the duplicates are subtracted here.
+        dropped = ~seen.add_all(digests) & corpus.config.deduplicate
+        corpus.documents_dropped += int(dropped.sum())
+        dropped &= ~in_validation(digests, corpus.val_fraction)
+        if dropped.any() and (documents := read(block)):
+            counts -= _count_documents(documents, dropped, tokenizer)
+        yield counts
+    if not found:
         next(iter(corpus))  # raises the error that there is no text
 
 
@@ -222,6 +259,30 @@ def _decode(segment: Segment | UserError, codec_errors: str) -> str:
 
 def _lengths(parts: Sequence[Sized]) -> np.ndarray:
     return np.fromiter(map(len, parts), np.int64, len(parts))
+
+
+def _count_block(
+    block: Block,
+    read: Callable[[Block], Documents | None],
+    val_fraction: float,
+    tokenizer: Tokenizer,
+) -> tuple[np.ndarray, Counter[str]] | None:
+    """Return the digests of all documents, and the counts of those in the training split."""
+    documents = read(block)
+    if documents is None:
+        return None
+    is_train = ~in_validation(documents.digests, val_fraction)
+    return documents.digests, _count_documents(documents, is_train, tokenizer)
+
+
+def _count_documents(
+    documents: Documents, chosen: np.ndarray, tokenizer: Tokenizer
+) -> Counter[str]:
+    """Count the characters of the chosen documents, normalized by `tokenizer`."""
+    texts = list(itertools.compress(documents.text.split("\n\n"), chosen.tolist()))
+    counts = Counter(count_characters(tokenizer.normalize("\n".join(texts))))
+    counts["\n"] -= max(0, len(texts) - 1)
+    return +counts  # without zeros
 
 
 def _encode_block(

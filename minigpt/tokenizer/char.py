@@ -12,7 +12,7 @@ does the same for whole corpora, fast.
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -67,12 +67,17 @@ class CharTokenizer(Tokenizer):
         Returns:
             How often each character occurs, including the rarer ones that become <unk>.
         """
+        # Batches of texts are counted in worker processes.
+        batches = batched_by_size(texts, len, BATCH_CHARACTERS)
+        return self.build_from_counts(parallel_map(self._count, batches), min_freq)
+
+    def build_from_counts(
+        self, batches: Iterable[Mapping[str, int]], min_freq: int = 1
+    ) -> Counter[str]:
+        """Like `build_vocab`, from the counts of characters in parts of the text."""
         counts: Counter[str] = Counter()
-        # Batches of texts are counted in worker processes; the counts add up.
-        for batch_counts in parallel_map(
-            self._count, batched_by_size(texts, len, BATCH_CHARACTERS)
-        ):
-            counts.update(batch_counts)
+        for batch in batches:
+            counts.update(batch)
         self._set_vocabulary(character for character, count in counts.items() if count >= min_freq)
         return counts
 

@@ -41,8 +41,22 @@ class CharTable:
 
 def count_characters(text: str) -> dict[str, int]:
     """Return how often each character occurs in `text`."""
-    counts = np.bincount(_code_points(text))
+    try:
+        counts = _count_bytes(text.encode("latin-1"))
+    except UnicodeEncodeError:
+        counts = np.bincount(_code_points(text))
     return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
+
+
+def _count_bytes(data: bytes) -> np.ndarray:
+    """Return how often each byte occurs, (256,)."""
+    # pairs of bytes: NumPy counts half as many items in half the time
+    pairs = np.frombuffer(data, dtype="<u2", count=len(data) // 2)
+    table = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
+    counts = table.sum(axis=0) + table.sum(axis=1)
+    if len(data) % 2:
+        counts[data[-1]] += 1
+    return np.asarray(counts)
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -82,6 +82,13 @@ def fast(corpus: Corpus, tokenizer, folder: Path) -> object:
     return info, corpus.documents_dropped
 
 
+def write_files(folder: Path, contents: list[bytes]) -> Path:
+    (folder / "text").mkdir()
+    for number, content in enumerate(contents):
+        (folder / f"text/{number}.txt").write_bytes(content)
+    return folder / "text"
+
+
 def serial_map(function, items):
     return map(function, items)
 
@@ -96,13 +103,35 @@ def test_fast_path_writes_the_same_files(contents, values, tokenizer, block, gro
         patch.object(encode, "parallel_map", serial_map),
     ):
         folder = Path(name)
-        (folder / "text").mkdir()
-        for number, content in enumerate(contents):
-            (folder / f"text/{number}.txt").write_bytes(content)
-        config = data_config(folder / "text", **values)
+        config = data_config(write_files(folder, contents), **values)
         expected = outcome(lambda to: plain(Corpus(config), tokenizer, to), folder / "plain")
         found = outcome(lambda to: fast(Corpus(config), tokenizer, to), folder / "fast")
         assert found == expected
+
+
+@given(st.one_of(files, ascii_files), options, st.sampled_from(NORMALIZATION_FORMS), st.booleans())
+def test_fast_path_builds_the_same_vocabulary(contents, values, form, lowercase):
+    def plain_counts(folder):
+        tokenizer = CharTokenizer((), form, lowercase)
+        corpus = Corpus(config)
+        texts = (document.text for document in corpus if document.split == "train")
+        counts = tokenizer.build_vocab(texts, 2)
+        return counts, tokenizer.to_dict(), corpus.documents_dropped
+
+    def fast_counts(folder):
+        tokenizer = CharTokenizer((), form, lowercase)
+        corpus = Corpus(config)
+        counts = tokenizer.build_from_counts(fast_path.count_blocks(corpus, tokenizer), 2)
+        return counts, tokenizer.to_dict(), corpus.documents_dropped
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        patch.object(fast_path, "BLOCK_BYTES", 7),
+        patch.object(fast_path, "parallel_map", serial_map),
+    ):
+        folder = Path(name)
+        config = data_config(write_files(folder, contents), **values)
+        assert outcome(fast_counts, folder / "fast") == outcome(plain_counts, folder / "plain")
 
 
 def test_workers_write_the_same_files(tmp_path):
