@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from minigpt.tokenizer.char_table import count_characters
 from minigpt.tokenizer.normalization import normalize
 
 BLOCK_BYTES = 1 << 20  # of text that one process takes at a time
+SERIAL_BLOCKS = 64  # of one table look-up per character: as fast as the start of processes
 
 # By `data.documents`: ends of a document, as bytes of a file. Another end of a document, such as a
 # line of spaces, only makes a block longer.
@@ -49,6 +50,8 @@ class Segment:
     offset: int
     data: bytes
 
+
+Result = TypeVar("Result")
 
 # An error of reading is an item too: workers report errors in the order of the text.
 Block = list[Segment | UserError]
@@ -102,7 +105,7 @@ def encode_blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Encoded]:
     seen = HashArray()
     corpus.documents_dropped = 0
     found = False
-    for block in filter(None, parallel_map(encode, _blocks(corpus))):
+    for block in filter(None, _map_blocks(encode, _blocks(corpus), tokenizer)):
         found = True
         kept = seen.add_all(block.digests)
         if not corpus.config.deduplicate:
@@ -130,7 +133,7 @@ def count_blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Counter[str]]
             yield block
 
     found = False
-    for result in parallel_map(count, remembered_blocks()):
+    for result in _map_blocks(count, remembered_blocks(), tokenizer):
         block = in_flight.popleft()
         if result is None:
             continue
@@ -172,6 +175,14 @@ def _ids_of(block: EncodedBlock, chosen: np.ndarray) -> bytes:
     borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
     starts = np.concatenate(([0], np.cumsum(block.tokens)))[borders].reshape(-1, 2)
     return b"".join(block.ids[start:stop].data for start, stop in starts.tolist())
+
+
+def _map_blocks(
+    function: Callable[[Block], Result], blocks: Iterator[Block], tokenizer: Tokenizer
+) -> Iterator[Result]:
+    if isinstance(tokenizer, CharTokenizer):
+        yield from map(function, itertools.islice(blocks, SERIAL_BLOCKS))
+    yield from parallel_map(function, blocks)
 
 
 def _blocks(corpus: Corpus) -> Iterator[Block]:

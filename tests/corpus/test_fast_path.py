@@ -134,7 +134,8 @@ def test_fast_path_builds_the_same_vocabulary(contents, values, form, lowercase)
         assert outcome(fast_counts, folder / "fast") == outcome(plain_counts, folder / "plain")
 
 
-def test_workers_write_the_same_files(tmp_path):
+def test_workers_write_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_path, "SERIAL_BLOCKS", 1)
     text = (ROOT / "data/raw/tales.txt").read_text()
     file = tmp_path / "text.txt.gz"
     file.write_bytes(gzip.compress((text * 14 + text.replace("e", "é")).encode()))
@@ -144,7 +145,8 @@ def test_workers_write_the_same_files(tmp_path):
     assert outcome(lambda to: fast(Corpus(config), tokenizer, to), tmp_path / "fast") == expected
 
 
-def test_errors_are_those_of_the_text_read_first(tmp_path):
+def test_errors_are_those_of_the_text_read_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_path, "SERIAL_BLOCKS", 1)
     file = tmp_path / "text.txt.gz"
     content = gzip.compress(b"a\n\n" * 300_000 + b"\xff\n\n" + b"b\n\n" * 1_500_000)
     file.write_bytes(content[:-20])
