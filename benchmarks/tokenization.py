@@ -34,7 +34,8 @@ def main() -> None:
         "MiniGPT: CharTokenizer": lambda: char.encode_batch([text]),
         "MiniGPT: CharTokenizer, one 中 in the text": lambda: char.encode_batch([text, "中"]),
         "MiniGPT: CharTokenizer, line by line": lambda: char.encode_batch(lines),
-        "tokenizers: byte-level BPE, 1024 tokens": lambda: bpe.encode_batch(lines),
+        "tokenizers: byte-level BPE, 1024 tokens": lambda: bpe.encode_uncached(lines),
+        "MiniGPT: the same with a cache of words": lambda: bpe.encode_batch(lines),
     }
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for _ in range(arguments.rounds):

@@ -12,6 +12,7 @@ import numpy as np
 from minigpt.common.text import NORMALIZATION_FORMS, Normalization
 from minigpt.tokenizer.base import BOS, EOS, SPECIAL_TOKENS, UNK, Decoder, Tokenizer
 from minigpt.tokenizer.normalization import LONE_SURROGATE
+from minigpt.tokenizer.word_cache import WordCache
 
 if TYPE_CHECKING:
     import tokenizers
@@ -111,6 +112,7 @@ class BPETokenizer(Tokenizer):
 
         self._values = values
         self._library = tokenizers.Tokenizer.from_str(json.dumps(values))
+        self._cache = WordCache(self.encode_uncached)
         tokens = list(values["model"]["vocab"])[len(SPECIAL_TOKENS) :]
         token_bytes = [bytes(BYTE_OF[character] for character in token) for token in tokens]
         self.token_strings = [""] * len(SPECIAL_TOKENS) + [
@@ -122,6 +124,10 @@ class BPETokenizer(Tokenizer):
         return [BOS, *ids, EOS] if add_special_tokens else ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return self._cache.encode_batch(texts)
+
+    def encode_uncached(self, texts: list[str]) -> list[np.ndarray]:
+        """Like `encode_batch`, without the cache of words: slower for texts that repeat words."""
         parts = [LONE_SURROGATE.split(text) for text in texts]
         # "fast" omits the offsets, which would take most of the time
         flat = list(chain.from_iterable(parts))
