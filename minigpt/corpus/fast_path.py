@@ -107,10 +107,7 @@ def encode_blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Encoded]:
     found = False
     for block in filter(None, _map_blocks(encode, _blocks(corpus), tokenizer)):
         found = True
-        kept = seen.add_all(block.digests)
-        if not corpus.config.deduplicate:
-            kept[:] = True
-        corpus.documents_dropped += int((~kept).sum())
+        kept = _kept(block.digests, seen, corpus)
         if kept.any():
             yield _select(block, kept, in_validation(block.digests, corpus.val_fraction))
     if not found:
@@ -140,14 +137,21 @@ def count_blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Counter[str]]
         found = True
         digests, counts = result
         # A worker knows only its block, so the duplicates are subtracted here.
-        dropped = ~seen.add_all(digests) & corpus.config.deduplicate
-        corpus.documents_dropped += int(dropped.sum())
-        dropped &= ~in_validation(digests, corpus.val_fraction)
+        dropped = ~_kept(digests, seen, corpus) & ~in_validation(digests, corpus.val_fraction)
         if dropped.any() and (documents := read(block)):
             counts -= _count_documents(documents, dropped, tokenizer)
         yield counts
     if not found:
         next(iter(corpus))  # raises the error that there is no text
+
+
+def _kept(digests: np.ndarray, seen: HashArray, corpus: Corpus) -> np.ndarray:
+    """Return which of the next documents are kept, (N,), and count the others in `corpus`."""
+    if not corpus.config.deduplicate:
+        return np.ones(len(digests), dtype=bool)
+    new = seen.add_all(digests)
+    corpus.documents_dropped += int((~new).sum())
+    return new
 
 
 def in_validation(digests: np.ndarray, val_fraction: float) -> np.ndarray:
