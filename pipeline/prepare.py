@@ -7,7 +7,7 @@ from itertools import islice
 
 from minigpt.common.config import load_params
 from minigpt.common.files import atomic_file, atomic_folder
-from minigpt.corpus import fast_path
+from minigpt.corpus import fast_encode, fast_path
 from minigpt.corpus.corpus import Corpus
 from minigpt.corpus.encode import Encoded, encode_batches, write_corpus
 from minigpt.corpus.report import NUM_EXAMPLES, DataReport
@@ -43,7 +43,7 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, report: DataReport) -> Iterato
     if not fast_path.applies(corpus):
         return encode_batches(report.record_examples(corpus), tokenizer)
     deque(report.record_examples(islice(corpus, NUM_EXAMPLES)), maxlen=0)
-    return fast_path.encode_blocks(corpus, tokenizer)
+    return fast_encode.encode_blocks(corpus, tokenizer)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
 from minigpt.common.text import NORMALIZATION_FORMS
-from minigpt.corpus import encode, fast_path
+from minigpt.corpus import encode, fast_encode, fast_path
 from minigpt.corpus.corpus import Corpus
 from minigpt.corpus.encode import encode_batches, write_corpus
 from minigpt.corpus.hash_set import HashArray
@@ -77,7 +77,7 @@ def plain(corpus: Corpus, tokenizer, folder: Path) -> object:
 
 def fast(corpus: Corpus, tokenizer, folder: Path) -> object:
     assert fast_path.applies(corpus)
-    batches = fast_path.encode_blocks(corpus, tokenizer)
+    batches = fast_encode.encode_blocks(corpus, tokenizer)
     info = write_corpus(batches, tokenizer, folder, folder / "documents.parquet")
     return info, corpus.documents_dropped
 
@@ -152,7 +152,7 @@ def test_errors_are_those_of_the_text_read_first(tmp_path, monkeypatch):
     file.write_bytes(content[:-20])
     corpus = Corpus(data_config(file))
     with pytest.raises(UserError, match="not UTF-8 text at byte 900000"):
-        list(fast_path.encode_blocks(corpus, CharTokenizer("ab")))
+        list(fast_encode.encode_blocks(corpus, CharTokenizer("ab")))
 
 
 @pytest.mark.parametrize(
