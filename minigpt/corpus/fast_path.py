@@ -156,7 +156,8 @@ def _cut_stream(stream: IO[bytes], file: Path, ends: tuple[bytes, ...]) -> Itera
     pending: list[bytes] = []
     while chunk := stream.read(BLOCK_BYTES):
         chunk += stream.readline()
-        border = max(chunk.rfind(end) + len(end) if end in chunk else 0 for end in ends)
+        borders = (chunk.rfind(end) + len(end) for end in ends if end in chunk)
+        border = next(borders, 0)
         pending.append(chunk[:border])
         if border:
             data = b"".join(pending)
@@ -191,10 +192,9 @@ def read_documents(
         text = text.replace("\n", "\n\n")
     # A line feed neither combines with its neighbors nor results from other characters, and white
     # space stays white space, so documents can be normalized together and before they are cut.
-    text = "\n" + normalize(text, normalization) + "\n"
-    if IRREGULAR.search(text):
-        text = BLANK_LINES.sub("\n\n", text)
-    text = text.strip("\n")
+    text = normalize(text, normalization).strip("\n")
+    if text[:1].isspace() or text[-1:].isspace() or IRREGULAR.search(text):
+        text = BLANK_LINES.sub("\n\n", f"\n{text}\n").strip("\n")
     if not text:
         return None
     data = text.encode()

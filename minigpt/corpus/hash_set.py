@@ -36,7 +36,7 @@ class HashArray:
         max_recent: Size at which the array of recent values is merged into the other one, ≥ 1.
     """
 
-    def __init__(self, max_recent: int = 500_000) -> None:
+    def __init__(self, max_recent: int = 100_000) -> None:
         self._max_recent = max_recent
         self._sorted = np.empty(0, dtype=np.uint64)
         self._recent = np.empty(0, dtype=np.uint64)
@@ -63,5 +63,6 @@ def _contained(values: np.ndarray, array: np.ndarray) -> np.ndarray:
 
 
 def _merged(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    # a stable sort takes linear time for two sorted runs
-    return np.sort(np.concatenate((left, right)), kind="stable")
+    result = np.concatenate((left, right))
+    result.sort(kind="stable")  # takes linear time for two sorted runs
+    return result
