@@ -1,6 +1,7 @@
 """The fast path gives the same bytes as the plain path."""
 
 import gzip
+import itertools
 import sys
 import tempfile
 import unicodedata
@@ -8,16 +9,18 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, data_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
+from minigpt.common.parallel import batched_by_size
 from minigpt.common.text import NORMALIZATION_FORMS
 from minigpt.corpus import encode, fast_encode, fast_path
 from minigpt.corpus.corpus import Corpus
-from minigpt.corpus.encode import encode_batches, write_corpus
+from minigpt.corpus.encode import TableWriter, encode_batches, write_corpus
 from minigpt.corpus.hash_set import HashArray
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 from minigpt.tokenizer.normalization import normalize
@@ -179,6 +182,23 @@ def test_normalization_leaves_line_feeds_alone(form):
         assert ("\n" in normalized) == (character == "\n")
         assert normalize(f"\n{character}\n", form) == f"\n{normalized}\n"
     assert unicodedata.combining("\n") == 0
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1)), st.integers(1, 20))
+def test_row_groups_do_not_depend_on_batches(batches, limit):
+    with tempfile.TemporaryDirectory() as folder, patch.object(encode, "BATCH_CHARACTERS", limit):
+        file = Path(folder) / "documents.parquet"
+        with TableWriter(file) as writer:
+            for lengths in batches:
+                columns = dict.fromkeys(encode.TABLE.names, np.array(lengths))
+                splits = np.array(["train"] * len(lengths))
+                writer.add(columns | {"split": splits, "begins": np.array(lengths) > 0})
+        table = pq.ParquetFile(file)
+        groups = [
+            table.read_row_group(i)["characters"].to_pylist() for i in range(table.num_row_groups)
+        ]
+        expected = batched_by_size(itertools.chain.from_iterable(batches), int, limit)
+        assert groups == list(expected)
 
 
 @given(st.lists(st.lists(st.integers(0, 20))), st.integers(1, 10))

@@ -15,11 +15,16 @@ from minigpt.tokenizer.normalization import normalize
 from minigpt.tokenizer.word_cache import OTHER_SPACE, WORD
 
 TALES = (ROOT / "data/raw/tales.txt").read_text()
+# so frequent that pairs across different white space are merged
+SPACES = (
+    "".join(f"{space}  a{space}\n\na " for space in "\x1c\x85\xa0\u2003\u200b\u3000\u180e") * 99
+)
+TRAINING = f"{TALES[:20_000]} \n\n  ' ''s 12 1½² e\u0301é ¨{SPACES}"
 TOKENIZERS = {}
 for form in NORMALIZATION_FORMS:
     for lowercase in (False, True):
         TOKENIZERS[form, lowercase] = BPETokenizer(400, form, lowercase)
-        TOKENIZERS[form, lowercase].build_vocab([TALES[:20_000] + " \n\n  ' ''s 12 1½² e\u0301é ¨"])
+        TOKENIZERS[form, lowercase].build_vocab([TRAINING])
 
 PIECES = [
     *("a", "the", "It", "'s", "'ll", "'", "1", "½", "²", "_", ".", "!?", "é", "e\u0301", "\u0301"),
