@@ -34,7 +34,8 @@ def sum_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
     total, count = 0.0, 0
     for batch in batches:
         input_ids, targets = to_tensors(batch, device)  # both (B, T)
-        total += cross_entropy(model(input_ids), targets, reduction="sum").item()
+        logits = model(input_ids).float()  # (B, T, V); bfloat16 is too coarse for a sum
+        total += cross_entropy(logits, targets, reduction="sum").item()
         count += int((targets != PAD).sum())
     model.train(training)
     return total, count

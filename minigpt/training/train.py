@@ -222,7 +222,8 @@ class Trainer:
         batches = itertools.islice(
             self.val_batches, group.rank, self.config.eval_batches, group.size
         )
-        sums = torch.tensor(sum_loss(self.model, batches), dtype=torch.float64)  # (2,)
+        with self.autocast:
+            sums = torch.tensor(sum_loss(self.model, batches), dtype=torch.float64)  # (2,)
         total, count = group.sum(sums).tolist()
         val_loss = total / count
         if not math.isfinite(val_loss):

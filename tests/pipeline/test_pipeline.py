@@ -36,8 +36,9 @@ def test_the_pipeline_writes_all_reports(reproduced):
     baseline = evaluation["baseline_loss"]
     assert baseline["uniform"] > baseline["unigram"] > baseline["bigram"] > baseline["5-gram"] > 0
     assert evaluation["loss"] < baseline["uniform"]
-    assert evaluation["loss"] == pytest.approx(training["val/loss"], abs=1e-5)
-    assert evaluation["bits_per_char"] == pytest.approx(training["val/bits_per_char"], abs=1e-5)
+    # the training may validate in bfloat16, the evaluation does not
+    assert evaluation["loss"] == pytest.approx(training["val/loss"], abs=2e-3)
+    assert evaluation["bits_per_char"] == pytest.approx(training["val/bits_per_char"], abs=3e-3)
     assert evaluation["held_out"]
     assert json.loads((root / "reports/export.json").read_text())["max_logit_difference"] < 1e-4
 
