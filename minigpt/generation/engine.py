@@ -13,7 +13,7 @@ import numpy as np
 
 from minigpt.generation.backend import Backend, KVCache
 from minigpt.generation.draft import draft_tokens
-from minigpt.generation.generate import window_start
+from minigpt.generation.generate import PREFILL_CHUNK, chunk_end, window_start
 from minigpt.generation.sampling import Sampling, gumbel_noise, not_finite
 from minigpt.generation.sequence import Sequence
 from minigpt.tokenizer import EOS, PAD
@@ -60,51 +60,69 @@ class Engine:
             self._remove_finished()
 
     def step(self) -> NewText:
-        """Generate at least one token for each active sequence; return the new text, if any.
+        """Generate a token for each active sequence, or read a part; return the new text, if any.
 
-        The text of a token is "" until a character, or the part before a stop string, is complete.
+        New sequences and moved windows are read in chunks, at most PREFILL_CHUNK tokens in a step,
+        so that they delay the others only a little. A sequence that is alone may gain several
+        tokens. The text of a token is "" until a character, or the part before a stop string, is
+        complete.
         """
         while self._waiting and len(self._rows) < self.batch_size:
             index = min(set(range(self.batch_size)) - {row.index for row in self._rows})
             self._rows.append(_Row(self.backend, self._cache, index, self._waiting.popleft()))
-        if len(self._rows) != 1:
-            return self._decode_batch()
-        row = self._rows[0]
-        new_text = row.advance(self.backend.draft_length)
-        if row.sequence.finish_reason:
-            self._rows.clear()
+        if len(self._rows) == 1:
+            new_text = self._rows[0].advance(self.backend.draft_length)
+        else:
+            new_text = self._read_chunks()
+            self._remove_finished()
+            new_text += self._decode()
+        self._remove_finished()
         return new_text
 
-    def _decode_batch(self) -> NewText:
+    def _read_chunks(self) -> NewText:
+        """Read chunks of the rows with more than one new token."""
         new_text: NewText = []
-        ids = np.full(self.batch_size, PAD)  # free rows decode <pad>
-        cached_lengths = np.zeros(self.batch_size, dtype=np.int64)
+        budget = PREFILL_CHUNK
         for row in self._rows:
-            # a new sequence or a moved window has several new tokens, which take a separate pass
-            while not row.cached and row.sequence.finish_reason is None:
+            length = len(row.next_chunk())
+            if 1 < length <= budget:
+                budget -= length
                 new_text += row.advance()
-            ids[row.index], cached_lengths[row.index] = row.sequence.ids[-1], row.cached_length
-        self._remove_finished()
-        if not self._rows:
-            return new_text
-        logits = self._cache.decode(ids, cached_lengths)  # (B, V)
-        for row in self._rows:
-            row.sequence.forward_passes += 1
-            new_text.append(row.append_next(logits[row.index]))
-        self._remove_finished()
         return new_text
+
+    def _decode(self) -> NewText:
+        """Generate a token for each row with a single new token, in one forward pass."""
+        ids = np.full(self.batch_size, PAD)  # other rows decode <pad>, where the next chunk begins
+        read = np.zeros(self.batch_size, dtype=np.int64)
+        decoding = []
+        for row in self._rows:
+            read[row.index] = row.read
+            if row.unread == 1:
+                ids[row.index] = row.sequence.ids[-1]
+                decoding.append(row)
+        if not decoding:
+            return []
+        logits = self._cache.decode(ids, read)  # (B, V)
+        for row in decoding:
+            row.sequence.forward_passes += 1
+        return [row.append_next(logits[row.index]) for row in decoding]
 
     def _remove_finished(self) -> None:
         self._rows = [row for row in self._rows if row.sequence.finish_reason is None]
 
 
 class _Row:
-    """A row of the cache and the sequence that is generated there."""
+    """A row of the cache and the sequence that is generated there.
+
+    Attributes:
+        start: where the window starts.
+        read: number of tokens of the window in the cache.
+    """
 
     def __init__(self, backend: Backend, cache: KVCache, index: int, sequence: Sequence):
         self.index, self.sequence = index, sequence
         self._backend, self._cache = backend, cache
-        self._start = -backend.max_seq_len  # of the cached part of the window, which is over
+        self.start, self.read = window_start(len(sequence.ids), backend.max_seq_len), 0
         self._noise, self._noise_start = np.empty((0, 0)), 0
         self._penalties: np.ndarray | None = None  # of each token (V,); 1 if the text lacks it
         if sequence.sampling.repetition_penalty != 1:
@@ -112,36 +130,36 @@ class _Row:
             self._penalties[sequence.ids] = sequence.sampling.repetition_penalty
 
     @property
-    def cached_length(self) -> int:
-        """Number of tokens of the window that the cache has, if it has all but the last one."""
-        return len(self.sequence.ids) - 1 - self._start
+    def unread(self) -> int:
+        """Number of tokens of the window that are not in the cache."""
+        return len(self.sequence.ids) - self.start - self.read
 
-    @property
-    def cached(self) -> bool:
-        """False at the beginning and where the window moves."""
-        return self.cached_length < self._backend.max_seq_len
+    def next_chunk(self) -> list[int]:
+        """Return the tokens to read next."""
+        return self.sequence.ids[self.start + self.read : chunk_end(self.start, self.read)]
 
     def advance(self, draft_length: int = 0) -> NewText:
-        """Verify draft tokens in one forward pass; append the accepted ones and one more token."""
-        sequence, max_seq_len = self.sequence, self._backend.max_seq_len
-        ids, start = sequence.ids, self._start
-        new_ids, cached_length = ids[-1:], len(ids) - 1 - start
-        if cached_length >= max_seq_len:
-            start = window_start(len(ids), max_seq_len)
-            new_ids, cached_length = ids[start:], 0
-        drafts = []
-        if draft_length and self._backend.ngram_table:
-            drafts = self._draft(min(draft_length, max_seq_len - cached_length - len(new_ids)))
-        logits = self._cache.prefill(self.index, new_ids + drafts, cached_length)  # (T, V)
-        self._start = start
+        """Read the next chunk in one forward pass. If it is the last one, append a token.
+
+        Draft tokens are verified in the same pass; the accepted ones are appended, too.
+        """
+        chunk, drafts = self.next_chunk(), []
+        last = len(chunk) == self.unread
+        if last and draft_length and self._backend.ngram_table:
+            free = self._backend.max_seq_len - self.read - len(chunk)
+            drafts = self._draft(min(draft_length, free))
+        logits = self._cache.prefill(self.index, chunk + drafts, self.read)  # (T, V)
+        if not last:
+            self.read += len(chunk)
+            return []
+        sequence, new_text = self.sequence, []
         sequence.forward_passes += 1
         if not drafts:
             return [self.append_next(logits[-1])]
         sequence.drafted += len(drafts)
-        new_text: NewText = []
         for draft, row_logits in enumerate(logits[-len(drafts) - 1 :]):  # (1 + drafts, V)
             new_text.append(self.append_next(row_logits))
-            if draft == len(drafts) or ids[-1] != drafts[draft] or sequence.finish_reason:
+            if draft == len(drafts) or sequence.ids[-1] != drafts[draft] or sequence.finish_reason:
                 break
         return new_text
 
@@ -151,7 +169,11 @@ class _Row:
         token = choose_token(logits, self.noise(1)[0], sequence.sampling, penalties)
         if penalties is not None:
             penalties[token] = sequence.sampling.repetition_penalty
-        return sequence, sequence.append(token, logits)
+        new_text = sequence.append(token, logits)
+        self.read = len(sequence.ids) - 1 - self.start
+        if (start := window_start(len(sequence.ids), self._backend.max_seq_len)) > self.start:
+            self.start, self.read = start, 0
+        return sequence, new_text
 
     def _draft(self, count: int) -> list[int]:
         """Return up to `count` draft tokens; none where they do not pay."""
@@ -227,8 +249,8 @@ def run(backend: Backend, sequences: Iterable[Sequence]) -> Iterator[tuple[Seque
     engine = Engine(backend, min(len(sequences), backend.max_batch_size))
     for sequence in sequences:
         engine.add(sequence)
-    while new_text := engine.step():
-        yield from new_text
+    while engine.unfinished:
+        yield from engine.step()
 
 
 def generate(

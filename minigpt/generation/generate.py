@@ -11,6 +11,8 @@ from minigpt.generation.backend import Backend
 from minigpt.generation.sampling import Sampling, gumbel_noise, next_token
 from minigpt.tokenizer import EOS
 
+PREFILL_CHUNK = 32  # tokens; larger chunks are not faster, and other texts would wait longer
+
 
 def generate_ids(
     backend: Backend,
@@ -53,3 +55,14 @@ def window_start(position: int, max_seq_len: int) -> int:
     stride = max(1, max_seq_len // 2)
     excess = max(0, position - max_seq_len)
     return -(-excess // stride) * stride
+
+
+def chunk_end(start: int, read: int) -> int:
+    """Return where the next chunk of a window ends; `read` of its tokens are already cached.
+
+    `engine` reads a window in chunks, between which the other texts of a batch continue. The
+    borders are at multiples of PREFILL_CHUNK from the start of the window; the last chunk ends with
+    the text. The logits of a quantized model depend on the number of tokens in a forward pass, so
+    every engine must read the same chunks to generate the same text.
+    """
+    return start + (read // PREFILL_CHUNK + 1) * PREFILL_CHUNK

@@ -19,7 +19,7 @@ class Sequence:
         ids: <bos>, the prompt, and the generated tokens.
         logprobs: log-probability of each generated token under the model, in nats; None if not
             requested.
-        forward_passes: number of forward passes so far.
+        forward_passes: number of forward passes so far that gave tokens.
         drafted: number of draft tokens that were verified (see `minigpt.generation.draft`).
         finish_reason: None until the end, then "eos", "length", "stop" or "canceled".
     """

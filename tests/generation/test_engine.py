@@ -1,5 +1,8 @@
 """The engine against the plain loop of `generate.py`: the same text from batches and drafts."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 from test_sampling import LOGITS, SAMPLINGS
 
 from minigpt.common.errors import UserError
-from minigpt.export.onnx_graph import to_onnx
+from minigpt.export.int8 import BLOCK_SIZE
+from minigpt.export.onnx_graph import build_proto, serialize, to_onnx
 from minigpt.generation.backend import Backend
 from minigpt.generation.engine import Engine, choose_token, generate, run
 from minigpt.generation.generate import generate_ids
@@ -21,6 +25,15 @@ from minigpt.tokenizer import EOS
 from minigpt.training.ngram import build_ngram_table
 
 PROMPTS = ["", "the", "a prompt that is longer than the window of twelve", "fox"]
+CHUNK = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_chunks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minigpt.generation.generate.PREFILL_CHUNK", CHUNK)
+        patch.setattr("minigpt.generation.engine.PREFILL_CHUNK", CHUNK)
+        yield
 
 
 @pytest.fixture(
@@ -43,6 +56,18 @@ def drafting(request, trained, tokenizer, sentences, tmp_path_factory) -> Backen
         return TorchBackend(trained.model, tokenizer, metadata)
     path = tmp_path_factory.mktemp("draft") / "model.onnx"
     path.write_bytes(to_onnx(trained.model, metadata))
+    return OnnxBackend(path)
+
+
+@pytest.fixture(scope="module")
+def quantized(tokenizer, tmp_path_factory) -> OnnxBackend:
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 64}
+    model = randomize(build_model(tokenizer.vocab_size, **sizes))
+    quantization = {"type": "int8", "block_size": BLOCK_SIZE}
+    metadata = model_metadata(model, tokenizer, quantization=quantization)
+    path = tmp_path_factory.mktemp("quantized") / "model.onnx"
+    path.write_bytes(serialize(build_proto(model, "int8"), metadata))
     return OnnxBackend(path)
 
 
@@ -105,6 +130,65 @@ def test_a_batch_changes_no_text(untrained, requests, batch_size):
         else:
             assert sequence.finish_reason == ("eos" if expected[-1] == EOS else "length")
         assert sequence.generated == expected
+
+
+class Recorder:
+    """A backend that records which tokens it reads in one pass: their first position and number."""
+
+    def __init__(self, backend: TorchBackend):
+        self.backend, self.passes = backend, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def new_cache(self, batch_size: int) -> "Recorder":
+        self.cache = self.backend.new_cache(batch_size)
+        return self
+
+    def prefill(self, row: int, ids: list[int], cached_length: int) -> np.ndarray:
+        self.passes.append((cached_length, len(ids)))
+        return self.cache.prefill(row, ids, cached_length)
+
+    def decode(self, ids: np.ndarray, cached_lengths: np.ndarray) -> np.ndarray:
+        return self.cache.decode(ids, cached_lengths)
+
+
+def test_long_prompts_are_read_between_the_tokens_of_others(untrained):
+    backend = Recorder(untrained)
+    engine = Engine(backend, batch_size=2)
+    short, long = (
+        Sequence(untrained.tokenizer, prompt, Sampling(ignore_eos=True), max_new_tokens=20)
+        for prompt in ("the", "the prompt")  # with <bos> 4 and 11 tokens, of a window of 12
+    )
+    engine.add(short)
+    engine.step()
+    engine.add(long)
+    progress = []
+    for _ in range(2):
+        engine.step()
+        progress.append((len(short.generated), len(long.generated)))
+    assert backend.passes == [(0, 4), (0, 5), (5, 5)]
+    # the pass that decodes both texts reads the last token of the prompt
+    assert progress == [(2, 0), (3, 1)]
+
+
+@pytest.mark.parametrize("joined", [0, 1, 7])
+def test_a_batch_changes_no_text_of_a_quantized_model(quantized, joined):
+    """Prompts have all remainders of a chunk, and the windows move."""
+    prompts = ["x" * length for length in range(6)] * 2
+    alone = [engine_ids(quantized, prompt, 80, Sampling(2.0)) for prompt in prompts]
+    sequences = [
+        Sequence(quantized.tokenizer, prompt, Sampling(2.0), max_new_tokens=80)
+        for prompt in prompts
+    ]
+    engine = Engine(quantized)
+    for sequence in sequences:
+        engine.add(sequence)
+        for _ in range(joined):
+            engine.step()
+    while engine.unfinished:
+        engine.step()
+    assert [sequence.generated for sequence in sequences] == alone
 
 
 def test_a_canceled_sequence_frees_its_row(untrained):
