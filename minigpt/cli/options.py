@@ -30,7 +30,7 @@ MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens to gen
 Temperature = Annotated[
     float, typer.Option(help="Sampling temperature: above 1 bolder, below 1 safer, 0 greedy.")
 ]
-TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens.")]
+TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: from all.")]
 TopP = Annotated[
     float,
     typer.Option(

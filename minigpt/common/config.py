@@ -156,7 +156,7 @@ class EvaluateConfig(Section):
     prompts: Annotated[list[str], Field(min_length=1)]
     max_new_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
-    top_k: PositiveInt
+    top_k: NonNegativeInt
     seed: NonNegativeInt
 
 

@@ -226,7 +226,7 @@ def choose_token(
 
 def _is_kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
     """Return whether the filters keep `token`, given logits (V,) divided by the temperature."""
-    top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p
+    top_k, top_p, min_p = sampling.top_k or len(logits), sampling.top_p, sampling.min_p
     # even if all equal logits ranked before it
     surely_in_top_k = np.count_nonzero(logits >= logits[token]) <= top_k
     if surely_in_top_k and top_p == 1 and min_p == 0:

@@ -33,7 +33,7 @@ class Sampling:
     Attributes:
         temperature: above 1 bolder, below 1 safer, 0 greedy (always the most probable token).
             Finite, ≥ 0.
-        top_k: keep the k most probable tokens, ≥ 1; above vocab_size it keeps all.
+        top_k: keep the k most probable tokens, ≥ 0; 0 or more than vocab_size keeps all.
         top_p: of these, keep the most probable ones that together reach this share, in (0, 1].
         min_p: of these, keep those with at least this share of the highest probability, in [0, 1].
         repetition_penalty: divide the positive logits of tokens that occur in the text by this,
@@ -57,7 +57,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, valid, expected in (
             ("temperature", 0 <= self.temperature < math.inf, "a number of 0 (greedy) or more"),
-            ("top_k", self.top_k >= 1, "1 or more"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "from 0.001 to 1000"),
@@ -103,7 +103,7 @@ def next_token(
     logits /= sampling.temperature
 
     # Step 4: sort by probability (of equal ones the lower id is first), and keep the top k.
-    candidates = np.argsort(-logits, kind="stable")[: sampling.top_k]  # (K,)
+    candidates = np.argsort(-logits, kind="stable")[: sampling.top_k or None]  # (K,)
     logits, noise = logits[candidates], noise[candidates]  # (K,) each
 
     # Step 5: drop those behind the share top_p, and those below min_p times the best.

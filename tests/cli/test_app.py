@@ -96,10 +96,10 @@ def test_help_is_printed(cli, command):
 
 
 def test_error_is_one_line_without_traceback(models):
-    command = [*COMMAND, "generate", "--top-k", "0"]
+    command = [*COMMAND, "generate", "--top-k", "-1"]
     result = subprocess.run(command, cwd=models, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == "minigpt-cli: top-k: must be 1 or more, but it is 0\n"
+    assert result.stderr == "minigpt-cli: top-k: must be 0 (all) or more, but it is -1\n"
     assert result.stdout == ""
 
 
@@ -261,9 +261,10 @@ def test_logprobs_are_those_of_all_tokens(cli):
     assert all(-5 < logprob <= 0 for _, logprob in row["logprobs"])
 
 
-def test_top_k_above_the_vocabulary_keeps_all_tokens(cli):
-    command = ["generate", "-p", "T", "--temperature", "3", "--top-k"]
-    assert cli(*command, "40").out == cli(*command, "10000").out
+@pytest.mark.parametrize("top_k", ["0", "10000"])
+def test_top_k_of_0_or_many_keeps_all_tokens(cli, top_k):
+    command = ["generate", "-p", "T", "--temperature", "3", "--seed", "1", "--top-k"]
+    assert cli(*command, top_k).out == cli(*command, "40").out
 
 
 @pytest.mark.parametrize("option", ["--stream", "--no-stream"])

@@ -22,7 +22,7 @@ LOGITS = arrays(np.int32, st.integers(5, 60), elements=st.integers(-200, 200)).m
 SAMPLINGS = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 0.3, 0.8, 1.0, 2.0]),
-    top_k=st.integers(1, 80),
+    top_k=st.integers(0, 80),
     top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
     repetition_penalty=st.sampled_from([0.5, 1.0, 1.3, 10.0]),
@@ -42,7 +42,7 @@ def reference(logits, noise, sampling, seen) -> int:
     if sampling.temperature == 0:
         return kept[0]
     scores = {token: score / sampling.temperature for token, score in scores.items()}
-    kept = kept[: sampling.top_k]
+    kept = kept[: sampling.top_k] if sampling.top_k else kept
     weights = [math.exp(scores[token] - scores[kept[0]]) for token in kept]
     total = math.fsum(weights)
     kept = [
@@ -105,7 +105,7 @@ def test_log_probabilities_are_those_of_the_softmax():
         ({"temperature": -0.1}, "temperature: must be a number of 0"),
         ({"temperature": float("nan")}, "temperature: must be a number of 0"),
         ({"temperature": float("inf")}, "temperature: must be a number of 0"),
-        ({"top_k": 0}, "top-k: must be 1 or more"),
+        ({"top_k": -1}, r"top-k: must be 0 \(all\) or more, but it is -1"),
         ({"top_p": 0.0}, "top-p: must be above 0 and at most 1"),
         ({"top_p": float("nan")}, "top-p: must be above 0 and at most 1"),
         ({"min_p": 1.5}, "min-p: must be from 0 to 1"),
