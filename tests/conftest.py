@@ -109,18 +109,22 @@ def full(request) -> bool:
     return request.config.getoption("--full")
 
 
-# switches beyond the classic architecture; tested one at a time and all together
+# switches beyond the classic architecture; tested one at a time and as they are used together
 SWITCHES = [
     {"positional": "rotary"},
     {"qk_norm": True},
     {"bigram_buckets": 97},
     {"trigram_buckets": 97},
+    {"positional": "learned"},
+    {"activation": "gelu"},
+    {"tied_head": True},
+    {"head_bias": False},
+    {"tied_head": True, "single_special_token": True},
 ]
-ARCHITECTURES = [
-    {},
-    *SWITCHES,
-    {name: value for switch in SWITCHES for name, value in switch.items()},
-]
+FAST = {"positional": "rotary", "qk_norm": True, "bigram_buckets": 97, "trigram_buckets": 97}
+GPT2 = {"positional": "learned", "activation": "gelu", "tied_head": True, "head_bias": False}
+CONVERTED_GPT2 = {**GPT2, "single_special_token": True}
+ARCHITECTURES = [{}, *SWITCHES, FAST, GPT2, CONVERTED_GPT2]
 
 
 def randomize(model: MiniGPT) -> MiniGPT:

@@ -75,7 +75,11 @@ class ModelConfig(Section):
     d_ff: PositiveInt
     max_seq_len: Annotated[int, Field(ge=8, le=65536)]
     dropout: Fraction
-    positional: Literal["sinusoidal", "rotary"]
+    positional: Literal["sinusoidal", "learned", "rotary"]
+    activation: Literal["relu", "gelu"]
+    tied_head: bool
+    head_bias: bool
+    single_special_token: bool
     qk_norm: bool
     bigram_buckets: NonNegativeInt
     trigram_buckets: NonNegativeInt
@@ -95,6 +99,12 @@ class ModelConfig(Section):
                 "positional rotary needs an even d_model / num_heads "
                 f"({self.d_model} / {self.num_heads})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def single_special_token_needs_tied_head(self) -> "ModelConfig":
+        if self.single_special_token and not self.tied_head:
+            raise ValueError("single_special_token true needs tied_head true")
         return self
 
 
@@ -201,6 +211,10 @@ VALUE_BEFORE: dict[str, dict[str, Any]] = {
     "tokenizer": {"type": "char", "vocab_size": 1024, "lowercase": False},
     "model": {
         "positional": "sinusoidal",
+        "activation": "relu",
+        "tied_head": False,
+        "head_bias": True,
+        "single_special_token": False,
         "qk_norm": False,
         "bigram_buckets": 0,
         "trigram_buckets": 0,

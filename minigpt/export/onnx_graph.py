@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from minigpt.export.int8 import BLOCK_SIZE, quantize_blocks
 from minigpt.generation.onnx_digest import append_digest
 from minigpt.model.model import FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
-from minigpt.model.variants import NORM_EPS, NgramEmbedding
+from minigpt.model.variants import NEVER, NORM_EPS, NgramEmbedding, gelu
+from minigpt.tokenizer import BOS, EOS
 
 OPSETS = {"": 23, "com.microsoft": 1}
 IR_VERSION = 10
@@ -154,6 +155,9 @@ def fold_layer_norms(model: MiniGPT) -> MiniGPT:
     tables += [embedding.embedding.weight for embedding in _ngrams(model).values()]
     if model.positional_encoding is not None:
         tables.append(model.positional_encoding.encoding)
+    if model.config.single_special_token:
+        model.token_embedding.weight[BOS] = model.token_embedding.weight[EOS]
+    head = model.head = separate_head(model)
     for table in tables:  # (…, C)
         table.sub_(table.mean(dim=1, keepdim=True))
     outputs = [block.attention.output for block in blocks]
@@ -163,10 +167,24 @@ def fold_layer_norms(model: MiniGPT) -> MiniGPT:
         linear.bias.sub_(linear.bias.mean())  # (C,)
     following = [(block.norm1, block.attention.query_key_value) for block in blocks]
     following += [(block.norm2, block.feed_forward.linear1) for block in blocks]
-    for norm, linear in [*following, (model.norm, model.head)]:
+    for norm, linear in [*following, (model.norm, head)]:
         linear.bias.add_(linear.weight @ norm.bias)
         norm.bias.zero_()
     return model
+
+
+def separate_head(model: MiniGPT) -> nn.Linear:
+    """Return the head as a linear layer with a matrix of its own and a bias."""
+    V, C = model.head.weight.shape
+    head = nn.utils.skip_init(nn.Linear, C, V)
+    head.weight.copy_(model.head.weight)
+    if model.head.bias is None:
+        head.bias.zero_()
+    else:
+        head.bias.copy_(model.head.bias)
+    if model.config.single_special_token:
+        head.weight[:EOS], head.bias[:EOS] = 0, NEVER
+    return head
 
 
 def add_model(graph: Graph, model: MiniGPT) -> None:
@@ -182,7 +200,8 @@ def add_model(graph: Graph, model: MiniGPT) -> None:
         x, normed = add_norm(graph, f"{name}.norm2", block.norm2, x, y, block.attention.output.bias)
         y = add_feed_forward(graph, f"{name}.feed_forward", block.feed_forward, normed)
         x, normed = add_norm(graph, f"{name}.end", norm, x, y, block.feed_forward.linear2.bias)
-    add_batched_linear(graph, "logits", model.head.weight, normed, model.head.bias)
+    head = cast(nn.Linear, model.head)
+    add_batched_linear(graph, "logits", head.weight, normed, head.bias)
 
 
 def add_shapes(graph: Graph, max_seq_len: int) -> None:
@@ -298,7 +317,10 @@ def add_feed_forward(graph: Graph, name: str, feed_forward: FeedForward, x: str)
     hidden = add_linear(
         graph, f"{name}.linear1", feed_forward.linear1.weight, x, feed_forward.linear1.bias
     )
-    hidden = graph.node("Relu", [hidden], f"{name}.relu")
+    if feed_forward.activation is gelu:
+        hidden = graph.node("Gelu", [hidden], f"{name}.gelu", approximate="tanh")
+    else:
+        hidden = graph.node("Relu", [hidden], f"{name}.relu")
     return add_linear(graph, f"{name}.linear2", feed_forward.linear2.weight, hidden)
 
 

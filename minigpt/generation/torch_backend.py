@@ -14,7 +14,7 @@ from minigpt.common.errors import UserError, one_line
 from minigpt.data.ngram_table import read_ngram_table
 from minigpt.model.checkpoint import load_model
 from minigpt.model.model import MiniGPT, TransformerBlock
-from minigpt.model.variants import CONTEXT
+from minigpt.model.variants import CONTEXT, SingleSpecialEmbedding
 from minigpt.tokenizer import Tokenizer, tokenizer_from_dict
 
 
@@ -150,6 +150,6 @@ def _bound(layer: nn.Module) -> Callable[..., Tensor]:
                 bias=layer.bias,
                 eps=layer.eps,
             )
-        case nn.Embedding():
+        case nn.Embedding() if not isinstance(layer, SingleSpecialEmbedding):
             return partial(F.embedding, weight=layer.weight)
     return layer

@@ -6,8 +6,7 @@ Shape letters, the same throughout the project:
 
 Sources: Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762); normalization before each
 sublayer as in Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2).
-The switches `positional`, `qk_norm`, `bigram_buckets` and `trigram_buckets` go beyond them: see
-`variants.py`.
+Switches of `ModelConfig` go beyond them, such as `positional` and `activation`: see `variants.py`.
 """
 
 import math
@@ -21,9 +20,14 @@ from minigpt.model.kernels import fused_attention
 from minigpt.model.variants import (
     CONTEXT,
     TRIGRAM_FACTORS,
+    LearnedEncoding,
     NgramEmbedding,
     RotaryEncoding,
+    SingleSpecialEmbedding,
+    build_head,
+    gelu,
     normalize_heads,
+    small_std,
 )
 
 
@@ -121,10 +125,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(config.d_model, config.d_ff)
         self.linear2 = nn.Linear(config.d_ff, config.d_model)
+        self.activation = gelu if config.activation == "gelu" else F.relu
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each position of x (B, T, C) independently."""
-        x = F.relu(self.linear1(x))  # (B, T, d_ff)
+        x = self.activation(self.linear1(x))  # (B, T, d_ff)
         x = self.linear2(x)  # (B, T, C)
         return x
 
@@ -159,24 +164,30 @@ class MiniGPT(nn.Module):
         super().__init__()
         C, S = config.d_model, config.max_seq_len
         self.config, self.num_heads, self.max_seq_len = config, config.num_heads, S
-        self.token_embedding = nn.Embedding(vocab_size, C)
+        embedding = SingleSpecialEmbedding if config.single_special_token else nn.Embedding
+        self.token_embedding = embedding(vocab_size, C)
         self.bigram_embedding = self.trigram_embedding = None
         if config.bigram_buckets:
             self.bigram_embedding = NgramEmbedding((vocab_size,), C, config.bigram_buckets)
         if config.trigram_buckets:
             self.trigram_embedding = NgramEmbedding(TRIGRAM_FACTORS, C, config.trigram_buckets)
         # positions are either added to the embedding or rotate the queries and keys of each block
-        sinusoidal = config.positional == "sinusoidal"
-        self.positional_encoding = PositionalEncoding(C, S) if sinusoidal else None
-        rotary = None if sinusoidal else RotaryEncoding(C // config.num_heads, S)
+        self.positional_encoding: PositionalEncoding | LearnedEncoding | None = None
+        rotary = None
+        if config.positional == "sinusoidal":
+            self.positional_encoding = PositionalEncoding(C, S)
+        elif config.positional == "learned":
+            self.positional_encoding = LearnedEncoding(C, S)
+        else:
+            rotary = RotaryEncoding(C // config.num_heads, S)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(config, rotary) for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(C)
-        self.head = nn.Linear(C, vocab_size)
+        self.head = build_head(self.token_embedding, config)
         # PyTorch's N(0, 1) would drown the positional pattern (mean square 1/2) and the blocks
-        nn.init.normal_(self.token_embedding.weight, std=0.5)
+        nn.init.normal_(self.token_embedding.weight, std=small_std(C) if config.tied_head else 0.5)
 
     @property
     def num_parameters(self) -> int:

@@ -1,6 +1,8 @@
-"""Switches beyond the classic architecture.
+"""Switches beyond the classic architecture, in the section `model` of params.yaml.
 
-They are `positional: rotary`, `qk_norm`, `bigram_buckets` and `trigram_buckets`.
+`positional: learned`, `activation: gelu`, `tied_head`, `head_bias: false` and
+`single_special_token` turn the classic architecture into that of GPT-2. `positional: rotary`,
+`qk_norm`, `bigram_buckets` and `trigram_buckets` are newer methods.
 
 Shape letters as in `model.py`.
 """
@@ -9,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt.common.config import ModelConfig
+from minigpt.tokenizer import BOS, EOS
+
 NORM_EPS = 1e-5
+NEVER = -1e4  # logit of a token that is never predicted: its probability is 0, and it is finite
 CONTEXT = 2  # tokens before the last of an n-gram, at most
 TRIGRAM_FACTORS = (104729, 7919)  # prime, so that the hashes of triples are spread evenly
 
@@ -41,6 +47,75 @@ class RotaryEncoding(nn.Module):
         return torch.cat(rotated, dim=-1)  # (B, H, T, D)
 
 
+def small_std(d_model: int) -> float:
+    """Return the standard deviation of new weights of a linear layer: 0.02 in the size of GPT-2.
+
+    Learned positions, and embeddings that are also the head, start with it.
+    """
+    return float((3 * d_model) ** -0.5)
+
+
+class LearnedEncoding(nn.Module):
+    """Adds a learned vector to each position; otherwise like `PositionalEncoding`."""
+
+    def __init__(self, d_model: int, max_seq_len: int):
+        super().__init__()
+        self.encoding = nn.Parameter(torch.empty(max_seq_len, d_model))  # (S, C)
+        nn.init.normal_(self.encoding, std=small_std(d_model))
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Encode x (B, T, C) at `positions` (B, T), by default 0 … T-1."""
+        # (T, C), which is added to each row of the batch, or (B, T, C)
+        encoding = self.encoding[: x.shape[1]] if positions is None else self.encoding[positions]
+        return x + encoding  # (B, T, C)
+
+
+class SingleSpecialEmbedding(nn.Embedding):
+    """An embedding with one row for <bos> and <eos>, that of <eos>.
+
+    GPT-2 has a single special token, <|endoftext|>, between documents.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed ids (B, T) as (B, T, C)."""
+        return super().forward(ids.masked_fill(ids == BOS, EOS))
+
+
+class TiedHead(nn.Module):
+    """A head whose matrix is that of the token embedding (Press & Wolf, arXiv:1608.05859).
+
+    With `single_special_token`, the tokens before <eos> are never predicted.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, embedding: nn.Embedding, config: ModelConfig):
+        super().__init__()
+        # in a tuple, where PyTorch does not look: the matrix is stored and updated once
+        self._embedding = (embedding,)
+        V = embedding.num_embeddings
+        self.bias = nn.Parameter(torch.zeros(V)) if config.head_bias else None
+        self.single_special_token = config.single_special_token
+
+    @property
+    def weight(self) -> Tensor:
+        return self._embedding[0].weight  # (V, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, T, V) for x (B, T, C)."""
+        logits = F.linear(x, self.weight, self.bias)  # (B, T, V)
+        if self.single_special_token:
+            logits[..., :EOS] = NEVER
+        return logits
+
+
+def build_head(embedding: nn.Embedding, config: ModelConfig) -> nn.Linear | TiedHead:
+    """Return the linear layer C → V, with or without a matrix of its own and a bias."""
+    if config.tied_head:
+        return TiedHead(embedding, config)
+    return nn.Linear(config.d_model, embedding.num_embeddings, bias=config.head_bias)
+
+
 class NgramEmbedding(nn.Module):
     """An embedding of each pair or triple of adjacent tokens, added to that of the last token.
 
@@ -67,6 +142,14 @@ class NgramEmbedding(nn.Module):
             key = key + factor * ids[:, CONTEXT - distance : -distance]  # (B, T)
         embedded: Tensor = self.embedding(key % self.buckets)  # (B, T, C)
         return embedded
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return x · Φ(x), where Φ, the normal distribution, is approximated by tanh.
+
+    Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415.
+    """
+    return F.gelu(x, approximate="tanh")
 
 
 def normalize_heads(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from minigpt.common.config import ModelConfig
 from minigpt.common.errors import UserError
 from minigpt.model.checkpoint import Tensors, load_model
 from minigpt.model.model import MiniGPT
@@ -12,6 +13,7 @@ from minigpt.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 ROW_PER_ID = ("token_embedding.weight", "head.weight", "head.bias")
 ROW_PER_PAIR = "bigram_embedding.embedding.weight"  # pairs of ids, by hash
 ROW_PER_TRIPLE = "trigram_embedding.embedding.weight"
+POSITIONS = "positional_encoding.encoding"  # if they are learned
 
 
 def load_pretrained(path: Path, model: MiniGPT, tokenizer: Tokenizer) -> None:
@@ -22,16 +24,34 @@ def load_pretrained(path: Path, model: MiniGPT, tokenizer: Tokenizer) -> None:
     """
     try:
         pretrained, metadata = load_model(path)
-        for key, value in model.config.model_dump(exclude={"dropout", "max_seq_len"}).items():
-            if (other := getattr(pretrained.config, key)) != value:
-                raise UserError(
-                    f"its {key} is {other}, but model.{key} is {value}; make them equal"
-                )
+        _compare(pretrained.config, model.config)
+        tensors = pretrained.state_dict()
+        if POSITIONS in tensors:  # a model can be trained on shorter texts than before
+            tensors[POSITIONS] = tensors[POSITIONS][: model.max_seq_len]
         old = tokenizer_from_dict(metadata["tokenizer"])
-        model.load_state_dict(adapt_vocabulary(pretrained.state_dict(), old, tokenizer))
+        model.load_state_dict(adapt_vocabulary(tensors, old, tokenizer))
     except UserError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise UserError(f"train.init_from: {path}: {reason}") from None
+
+
+def _compare(pretrained: ModelConfig, config: ModelConfig) -> None:
+    """Check that weights of the architecture `pretrained` fit into a model with `config`.
+
+    Raises:
+        UserError: They do not; the message has the parameters to set.
+    """
+    needed = pretrained.model_dump(exclude={"dropout", "max_seq_len"})
+    differing = [
+        f"model.{key}={value}" for key, value in needed.items() if getattr(config, key) != value
+    ]
+    if differing:
+        raise UserError(f"its architecture is another one; set {' '.join(differing)}")
+    if config.positional == "learned" and config.max_seq_len > pretrained.max_seq_len:
+        raise UserError(
+            f"it has learned {pretrained.max_seq_len} positions, fewer than model.max_seq_len "
+            f"({config.max_seq_len}); lower this to {pretrained.max_seq_len}"
+        )
 
 
 def adapt_vocabulary(tensors: Tensors, old: Tokenizer, new: Tokenizer) -> Tensors:

@@ -35,9 +35,11 @@ def build_trainer(
     Raises:
         UserError: There is too little memory, or a parameter does not fit the others or the data.
     """
-    layout = (params.train.layout, params.train.batch_size, params.model.max_seq_len)
-    train_batches = Batches(tokens.ids["train"], *layout, seed=params.train.seed)
-    val_batches = Batches(tokens.ids[tokens.val_split], *layout)
+    train, S = params.train, params.model.max_seq_len
+    train_batches = Batches(tokens.ids["train"], train.layout, train.batch_size, S, seed=train.seed)
+    # validated in micro-batches, which fit into memory; of other sizes only rounding depends
+    rows = max(1, train.batch_size // train.accumulation_steps)
+    val_batches = Batches(tokens.ids[tokens.val_split], train.layout, rows, S)
     check_memory(params, tokenizer.vocab_size, train_batches, device)
     torch.manual_seed(params.train.seed)
     torch.use_deterministic_algorithms(True)

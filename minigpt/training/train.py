@@ -159,7 +159,7 @@ class Trainer:
             self.model.parameters(), self.config.max_grad_norm
         )
         # 4. Stop before an update that would destroy the weights. Uniform predictions give log V.
-        highest_loss = 3 * math.log(self.model.head.out_features)
+        highest_loss = 3 * math.log(self.model.token_embedding.num_embeddings)
         if not (torch.isfinite(gradient_norm) & (loss < highest_loss)):
             raise self._diverged(
                 step + 1, f"loss {loss.item():.3g}, gradient norm {gradient_norm.item():.3g}"

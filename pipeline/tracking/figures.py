@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minigpt.common.plots import drawable
 from minigpt.model.model import MiniGPT, MultiHeadAttention, PositionalEncoding, attention_weights
+from minigpt.model.variants import LearnedEncoding
 from minigpt.tokenizer import Tokenizer
 
 SENTENCE = "Once upon a time there was a fox."  # shown by the attention maps
@@ -41,9 +42,10 @@ def mistakes(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def positional_encoding(encoding: PositionalEncoding) -> Figure:
+def positional_encoding(encoding: PositionalEncoding | LearnedEncoding) -> Figure:
     figure, axes = _axes("channel", "position", "Positional encoding")
-    figure.colorbar(axes.imshow(encoding.encoding.cpu().numpy(), aspect="auto", cmap="RdBu"))
+    table = encoding.encoding.detach().cpu().numpy()  # (S, C)
+    figure.colorbar(axes.imshow(table, aspect="auto", cmap="RdBu"))
     axes.grid(visible=False)
     return figure
 

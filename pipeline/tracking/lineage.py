@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from minigpt.model.model import MiniGPT
+from minigpt.model.variants import LearnedEncoding
 from pipeline.tracking.git import git
 
 LIBRARIES = ("torch", "numpy", "onnxruntime", "mlflow", "dvc")
@@ -89,6 +90,11 @@ def flops_per_token(model: MiniGPT) -> float:
     attention over T = max_seq_len positions in L layers (Chowdhery et al., "PaLM",
     arXiv:2204.02311, appendix B).
     """
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    multiplied = model.num_parameters - sum(module.weight.numel() for module in embeddings)
-    return 6 * multiplied + 12 * len(model.blocks) * model.head.in_features * model.max_seq_len
+    lookups = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    if isinstance(model.positional_encoding, LearnedEncoding):
+        lookups.append(model.positional_encoding.encoding)
+    multiplied = model.num_parameters - sum(table.numel() for table in lookups)
+    if model.config.tied_head:  # looked up and multiplied
+        multiplied += model.head.weight.numel()
+    attention = 12 * len(model.blocks) * model.config.d_model * model.max_seq_len
+    return 6 * multiplied + attention

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, engine_ids, model_metadata, randomize
+from conftest import FAST, GPT2, build_model, engine_ids, model_metadata, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampling import LOGITS, SAMPLINGS
@@ -36,9 +36,7 @@ def short_chunks() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(
-    scope="module", params=[ARCHITECTURES[0], ARCHITECTURES[-1]], ids=["classic", "fast"]
-)
+@pytest.fixture(scope="module", params=[{}, FAST, GPT2], ids=["classic", "fast", "gpt2"])
 def untrained(request, tokenizer) -> TorchBackend:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64, "max_seq_len": 12}

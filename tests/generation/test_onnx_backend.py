@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model, model_metadata, randomize
+from conftest import FAST, GPT2, build_model, model_metadata, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,9 +14,7 @@ from minigpt.generation.torch_backend import TorchBackend
 S, ROWS = 24, 2
 
 
-@pytest.fixture(
-    scope="module", params=[ARCHITECTURES[0], ARCHITECTURES[-1]], ids=["classic", "fast"]
-)
+@pytest.fixture(scope="module", params=[{}, FAST, GPT2], ids=["classic", "fast", "gpt2"])
 def backends(request, tokenizer, tmp_path_factory):
     """Return the same model in both backends."""
     torch.manual_seed(0)

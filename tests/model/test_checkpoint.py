@@ -2,11 +2,18 @@ import os
 
 import pytest
 import torch
-from conftest import runtime_config
+from conftest import (
+    ARCHITECTURES,
+    build_model,
+    model_metadata,
+    randomize,
+    runtime_config,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
+from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.checkpoint import DamagedFileError, load, load_model, save
 from minigpt.training.resume import ResumeStore
 
@@ -24,6 +31,20 @@ def test_loaded_content_equals_saved_content(tmp_path):
     assert metadata == {"step": 3, "text": "é"}
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize("switches", ARCHITECTURES, ids=str)
+def test_every_architecture_is_stored_and_loaded(tmp_path, tokenizer, switches):
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "max_seq_len": 16}
+    model = randomize(build_model(tokenizer.vocab_size, **sizes, **switches))
+    path, ids = tmp_path / "model.safetensors", torch.arange(16).unsqueeze(0)
+    save(path, model.state_dict(), model_metadata(model, tokenizer))
+    tensors, _ = load(path)
+    assert sum(tensor.numel() for tensor in tensors.values()) == model.num_parameters
+    logits = model(ids)
+    assert torch.equal(load_model(path)[0](ids), logits)
+    assert torch.equal(TorchBackend.load(path).model(ids), logits)  # with bound parameters
 
 
 def test_save_leaves_no_temporary_file(tmp_path):
