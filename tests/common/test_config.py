@@ -82,8 +82,8 @@ def test_params_are_immutable():
         ),
         (
             "positional: sinusoidal",
-            "positional: learned",
-            "model.positional: Input should be 'sinusoidal' or 'rotary'",
+            "positional: polar",
+            "model.positional: Input should be 'sinusoidal', 'learned' or 'rotary'",
         ),
         (
             "layout: packed",
