@@ -176,7 +176,7 @@ def fold_layer_norms(model: MiniGPT) -> MiniGPT:
 def separate_head(model: MiniGPT) -> nn.Linear:
     """Return the head as a linear layer with a matrix of its own and a bias."""
     V, C = model.head.weight.shape
-    head = nn.utils.skip_init(nn.Linear, C, V)
+    head = nn.Linear(C, V, device="meta").to_empty(device="cpu")  # without initial values
     head.weight.copy_(model.head.weight)
     if model.head.bias is None:
         head.bias.zero_()
