@@ -15,6 +15,7 @@ from minigpt.cli.chat import chat
 from minigpt.cli.fetch import fetch
 from minigpt.cli.generate import generate
 from minigpt.cli.info import info
+from minigpt.cli.page import page
 from minigpt.cli.score import score
 from minigpt.common.entry_point import run_program
 from minigpt.common.errors import UserError
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, score, bench, info, fetch):
+for command in (generate, chat, score, bench, info, page, fetch):
     app.command()(command)
 
 

@@ -1,10 +1,11 @@
 """Load the model that a command names: a file, or a model stored by MLflow."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from minigpt.cli.input import expand_home
 from minigpt.cli.output import warn
@@ -28,6 +29,7 @@ DEFAULT_MODELS = {
 }
 # outputs of the export stage, and the keys to their SHA-256 in its report
 EXPORTED = [("models/minigpt.onnx", "sha256"), ("models/int8/minigpt.onnx", "int8", "sha256")]
+MLFLOW_SCHEMES = ("models:/", "runs:/")
 BACKENDS = {path.suffix: name for name, path in DEFAULT_MODELS.items()}
 
 
@@ -38,7 +40,7 @@ def load_backend(name: BackendName | None, model: Path | None) -> "OnnxBackend |
         UserError: There is no such model, it is damaged, or the backend cannot read it.
     """
     model = model or DEFAULT_MODELS[name or BackendName.onnx]
-    if model.as_posix().startswith(("models:/", "runs:/")):
+    if model.as_posix().startswith(MLFLOW_SCHEMES):
         return _load_from_mlflow(name, model.as_posix())
     if model.suffix not in BACKENDS:
         raise UserError(f"{model}: not a model file; it must end in {' or '.join(BACKENDS)}")
@@ -85,16 +87,39 @@ def _reported_sha256(path: Path) -> str | None:
 
 def _load_from_mlflow(name: BackendName | None, uri: str) -> "OnnxBackend":
     """Download the ONNX file of a model and load it."""
+    if name is BackendName.torch:
+        raise UserError(f"{uri}: MLflow stores the ONNX file only; use --backend onnx")
+    with _downloaded(uri) as (_, backend):
+        return backend
+
+
+@contextmanager
+def _downloaded(uri: str) -> Iterator["tuple[Path, OnnxBackend]"]:
+    """Yield the ONNX file of a model that MLflow stores, and the model."""
     import tempfile
 
     from minigpt.cli.mlflow_store import download
 
-    if name is BackendName.torch:
-        raise UserError(f"{uri}: MLflow stores the ONNX file only; use --backend onnx")
     raise_on_interrupt()  # removes the folder
     with tempfile.TemporaryDirectory() as folder:
         file = download(uri, Path(folder))
         try:
-            return _load_onnx(file, uri)
+            yield file, _load_onnx(file, uri)
         except UserError as error:  # names the temporary file
             raise UserError(str(error).replace(str(file), uri)) from None
+
+
+@contextmanager
+def onnx_file(model: Path | None) -> Iterator["tuple[Path, OnnxBackend]"]:
+    """Yield the ONNX file that `--model` names, and the model in it.
+
+    Raises:
+        UserError: There is no such model, it is damaged, or it is not an ONNX file.
+    """
+    model = expand_home(model or DEFAULT_MODELS[BackendName.onnx])
+    if model.as_posix().startswith(MLFLOW_SCHEMES):
+        with _downloaded(model.as_posix()) as downloaded:
+            yield downloaded
+        return
+    backend = load_backend(BackendName.onnx, model)
+    yield model, cast("OnnxBackend", backend)

@@ -1,0 +1,105 @@
+// Read and extend an ONNX file, which is a protobuf message; ONNX Runtime offers neither to JavaScript.
+//
+// A message is a sequence of fields: a number, a wire type, and a value. The walk needs only the
+// type 2, bytes with their length in front: strings, messages, and lists of both.
+
+const BYTES = 2; // the wire type
+const MODEL = { graph: 7, metadata: 14 }; // numbers of the fields, from onnx.proto
+const ENTRY = { key: 1, value: 2 };
+const GRAPH = { node: 1, output: 12 };
+const NODE = { output: 2, type: 4, attribute: 5 };
+const DIGEST = 74 + 2; // bytes of the last entry of the file, its SHA-256
+
+const text = new TextDecoder();
+const utf8 = new TextEncoder();
+
+export const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+// Yield the fields of a message; `bytes` is the content of those with wire type 2, else null.
+function* fields(message) {
+  let at = 0;
+  const varint = () => {
+    let value = 0;
+    for (let shift = 0; ; shift += 7) {
+      const byte = message[at++];
+      value += (byte & 127) * 2 ** shift;
+      if (!(byte & 128)) return value;
+    }
+  };
+  while (at < message.length) {
+    const start = at;
+    const tag = varint();
+    const [number, type] = [Math.floor(tag / 8), tag % 8];
+    let bytes = null;
+    if (type === BYTES) {
+      const length = varint();
+      bytes = message.subarray(at, at + length);
+      at += length;
+    } else if (type === 0) varint();
+    else at += type === 1 ? 8 : 4;
+    if (at > message.length || type > 5) throw new Error("not an ONNX file, or cut off");
+    yield { number, bytes, whole: message.subarray(start, at) };
+  }
+}
+
+const find = (message, number) => [...fields(message)].find((field) => field.number === number)?.bytes;
+
+// Return the metadata of a MiniGPT model: config, tokenizer, training summary, n-gram table.
+export function readMetadata(file) {
+  for (const { number, bytes } of fields(file)) {
+    if (number !== MODEL.metadata || text.decode(find(bytes, ENTRY.key)) !== "minigpt") continue;
+    return JSON.parse(text.decode(find(bytes, ENTRY.value)));
+  }
+  throw new Error("an ONNX file, but not one that MiniGPT exported");
+}
+
+// Return whether the file has the SHA-256 that is its last entry; null if that cannot be checked.
+export async function isIntact(file) {
+  const entry = find(file.subarray(-DIGEST), MODEL.metadata);
+  const digest = entry && find(entry, ENTRY.value);
+  if (!digest || !globalThis.crypto?.subtle) return null; // browsers hash only on safe origins
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", file.subarray(0, -DIGEST)));
+  return hex(hash) === text.decode(digest);
+}
+
+const concat = (parts) => {
+  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+};
+
+function varint(value) {
+  const bytes = [];
+  for (; value > 127; value = Math.floor(value / 128)) bytes.push((value % 128) + 128);
+  return Uint8Array.from([...bytes, value]);
+}
+
+const field = (number, content) => {
+  const bytes = typeof content === "string" ? utf8.encode(content) : content;
+  return concat([varint(number * 8 + BYTES), varint(bytes.length), bytes]);
+};
+
+// The attribute qk_output = 2 (an integer): also return the weights of attention, after the softmax.
+const QK_OUTPUT = concat([field(1, "qk_output"), Uint8Array.of(3 * 8, 2, 0xa0, 1, 2)]);
+
+// Return a copy of the file with a further output for each layer: attention_0, attention_1, …
+export function withAttention(file) {
+  let layers = 0;
+  const outputs = [];
+  const extend = (node) => {
+    if (text.decode(find(node, NODE.type)) !== "GroupQueryAttention") return node;
+    const name = `attention_${layers++}`;
+    outputs.push(field(GRAPH.output, field(1, name)));
+    return concat([node, field(NODE.output, name), field(NODE.attribute, QK_OUTPUT)]);
+  };
+  const rewrite = (message, number, change) =>
+    [...fields(message)].map((part) =>
+      part.number === number ? field(number, change(part.bytes)) : part.whole,
+    );
+  const extendGraph = (graph) => concat([...rewrite(graph, GRAPH.node, extend), ...outputs]);
+  return concat(rewrite(file, MODEL.graph, extendGraph));
+}
