@@ -7,7 +7,7 @@ MOVED := $(shell test -L .venv -o ! -f $(READY) || grep -qsF " $(CURDIR)/.venv" 
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help moved setup repro test test-slow test-all test-full lint ui sweep promote sync bench campaign docs
+.PHONY: help moved setup repro test test-slow test-all test-full lint ui sweep promote sync page bench campaign docs
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -51,6 +51,9 @@ promote: setup ## make this model the champion if it is better; EXP=name: the mo
 
 sync: setup ## upload missing runs to the tracking store
 	python -m pipeline.tools.sync
+
+page: setup ## build the page of the model in page/; OUT=… uses another folder
+	minigpt-cli page $(OUT)
 
 bench: setup ## measure the speed of tokenization against other libraries
 	python benchmarks/tokenization.py

@@ -18,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from minigpt.common.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig, load_params
@@ -30,6 +31,7 @@ from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.model.loss import sum_loss
 from minigpt.model.model import MiniGPT
+from minigpt.serving.build_page import install_packages
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 from minigpt.training.train import Trainer
 
@@ -107,6 +109,19 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def full(request) -> bool:
     return request.config.getoption("--full")
+
+
+NEEDS_NPM = pytest.mark.skipif(
+    shutil.which("npm") is None and "CI" not in os.environ,
+    reason="needs Node.js: apt install nodejs npm",
+)
+
+
+@pytest.fixture(scope="session")
+def npm_packages(tmp_path_factory) -> Path:
+    """Return the folder `node_modules` with the packages of the page."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "npm.lock"):
+        return install_packages()
 
 
 # switches beyond the classic architecture; tested one at a time and as they are used together

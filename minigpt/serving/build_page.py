@@ -45,10 +45,8 @@ def build_page(out: Path, model: Path, training: dict[str, Any] | None = None) -
     Raises:
         UserError: `out` holds something else, or npm is missing or fails.
     """
-    index = out / "index.html"
-    if os.path.lexists(out) and not (index.is_file() and GENERATOR in index.read_text("utf-8")):
-        if not out.is_dir() or any(out.iterdir()):
-            raise UserError(f"{out}: exists and is not a page; name a new folder")
+    if os.path.lexists(out) and not _is_page(out):
+        raise UserError(f"{out}: exists and is not a page; name a new folder")
     packages = install_packages()
     with atomic_folder(out) as folder:
         for file in (SOURCE / "static").iterdir():
@@ -58,6 +56,14 @@ def build_page(out: Path, model: Path, training: dict[str, Any] | None = None) -
         (folder / "licenses.txt").write_text(_licenses(packages), "utf-8")
         shutil.copy(model, folder / "model.onnx")
         (folder / "training.json").write_text(json.dumps(training), "utf-8")
+
+
+def _is_page(folder: Path) -> bool:
+    """Return whether `folder` is empty, or a page that may be replaced."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    index = folder / "index.html"
+    return not any(folder.iterdir()) or (index.is_file() and GENERATOR in index.read_text("utf-8"))
 
 
 def install_packages() -> Path:

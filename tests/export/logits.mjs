@@ -1,12 +1,12 @@
-// Compute logits of exported models in WebAssembly, as a browser does.
+// Compute logits of exported models in WebAssembly: node logits.mjs NODE_MODULES
 //
 // Standard input: {"models": [file, …], "passes": [[id, …], …]}. The passes are consecutive parts of
 // one sequence; each extends the KV cache. Standard output: for each model and pass, logits (T, V).
 // minigpt/generation/onnx_backend.py describes the inputs and outputs of a model.
 
 import { readFileSync } from "node:fs";
-import * as ort from "onnxruntime-web/wasm";
 
+const ort = await import(`${process.argv[2]}/onnxruntime-web/dist/ort.wasm.bundle.min.mjs`);
 ort.env.wasm.numThreads = 1;
 
 const zeros = ([, ...shape]) => {

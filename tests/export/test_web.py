@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,45 +9,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ARCHITECTURES, ROOT, build_model, model_metadata, randomize
-from filelock import FileLock
+from conftest import ARCHITECTURES, NEEDS_NPM, ROOT, build_model, model_metadata, randomize
 
 from minigpt.export.onnx_graph import build_proto, serialize
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.tokenizer import BPETokenizer
 
-WEB = ROOT / "web"
 # ids of consecutive forward passes: prefill, decode, three draft tokens, decode
 PASSES = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [16]]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("npm") is None and "CI" not in os.environ,
-        reason="needs Node.js: apt install nodejs npm",
-    ),
-]
+pytestmark = [pytest.mark.slow, NEEDS_NPM]
 
 
-@pytest.fixture(scope="session")
-def logits_in_web(tmp_path_factory):
-    """Return a function from ONNX files to their logits in PASSES, computed by web/logits.mjs.
-
-    The packages of the lock file are installed unless an earlier session did.
-    """
-    lock_file, installed = WEB / "package-lock.json", WEB / "node_modules/.installed"
-    with FileLock(tmp_path_factory.getbasetemp().parent / "npm.lock"):
-        if not installed.exists() or installed.read_bytes() != lock_file.read_bytes():
-            subprocess.run(["npm", "ci", "--ignore-scripts"], cwd=WEB, check=True)
-            shutil.copy(lock_file, installed)
-
-    def run(paths: list[Path]) -> list[list[np.ndarray]]:
-        cases = json.dumps({"models": [str(path) for path in paths], "passes": PASSES})
-        command = ["node", str(WEB / "logits.mjs")]
-        output = subprocess.run(command, input=cases.encode(), stdout=subprocess.PIPE, check=True)
-        return [[np.array(part) for part in model] for model in json.loads(output.stdout)]
-
-    return run
+def logits_in_web(npm_packages: Path, paths: list[Path]) -> list[list[np.ndarray]]:
+    """Return the logits of ONNX files in PASSES, computed by logits.mjs."""
+    cases = json.dumps({"models": [str(path) for path in paths], "passes": PASSES})
+    command = ["node", str(ROOT / "tests/export/logits.mjs"), str(npm_packages)]
+    output = subprocess.run(command, input=cases.encode(), stdout=subprocess.PIPE, check=True)
+    return [[np.array(part) for part in model] for model in json.loads(output.stdout)]
 
 
 def logits_in_python(path: Path) -> list[np.ndarray]:
@@ -68,7 +45,7 @@ def keep_activations_exact(proto: onnx.ModelProto) -> None:
                 attribute.i = 1
 
 
-def test_exported_graphs_have_the_same_logits_in_web(logits_in_web, tokenizer, tmp_path):
+def test_exported_graphs_have_the_same_logits_in_web(npm_packages, tokenizer, tmp_path):
     bpe = BPETokenizer(300, "NFC")
     bpe.build_vocab(["The naïve 🦊 went to the café."])
     graphs, expected = {}, []
@@ -83,8 +60,7 @@ def test_exported_graphs_have_the_same_logits_in_web(logits_in_web, tokenizer, t
         keep_activations_exact(proto)
         (tmp_path / "exact.onnx").write_bytes(serialize(proto, metadata))
         expected.append(logits_in_python(tmp_path / "exact.onnx"))
-    for name, ours, theirs in zip(
-        graphs, expected, logits_in_web(list(graphs.values())), strict=True
-    ):
+    found = logits_in_web(npm_packages, list(graphs.values()))
+    for name, ours, theirs in zip(graphs, expected, found, strict=True):
         for here, there in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(there, here, atol=1e-5, rtol=0, err_msg=name)

@@ -13,6 +13,11 @@ export function windowStart(position, maxSeqLen) {
   return Math.ceil(Math.max(0, position - maxSeqLen) / stride) * stride;
 }
 
+const PREFILL_CHUNK = 32; // tokens
+
+// Return where the next chunk of a window ends; `read` of its tokens are already cached.
+const chunkEnd = (start, read) => start + (Math.floor(read / PREFILL_CHUNK) + 1) * PREFILL_CHUNK;
+
 // A text that is being generated.
 export class Generation {
   forwardPasses = 0;
@@ -34,21 +39,25 @@ export class Generation {
   // Verify draft tokens in one forward pass; return the accepted ones and one more token.
   //
   // Each is an object with its id, text, logits (V,) and the draft token of its position, if any.
-  // In the first pass over a window, `contextLogits` are those of the positions before the last.
+  // A new window is read in chunks before; `contextLogits` are those of its positions.
   async advance() {
     const { backend, ids, sampling } = this;
-    let [newIds, cachedLength] = [ids.slice(-1), ids.length - 1 - this.start];
-    if (cachedLength >= backend.maxSeqLen) {
-      this.start = windowStart(ids.length, backend.maxSeqLen);
-      [newIds, cachedLength] = [ids.slice(this.start), 0];
+    let read = ids.length - 1 - this.start; // tokens of the window in the cache
+    if (read >= backend.maxSeqLen) {
+      [this.start, read, this.contextLogits] = [windowStart(ids.length, backend.maxSeqLen), 0, []];
     }
-    const drafts = this.draft(backend.maxSeqLen - cachedLength - newIds.length);
-    const logits = await this.cache.prefill([...newIds, ...drafts], cachedLength);
+    for (let end; (end = chunkEnd(this.start, read)) < ids.length; read = end - this.start) {
+      const chunk = ids.slice(this.start + read, end);
+      this.contextLogits.push(...(await this.cache.prefill(chunk, read)));
+    }
+    const newIds = ids.slice(this.start + read);
+    const drafts = this.draft(backend.maxSeqLen - read - newIds.length);
+    const logits = await this.cache.prefill([...newIds, ...drafts], read);
     this.forwardPasses++;
     this.drafted += drafts.length;
-    this.contextLogits = logits.slice(0, newIds.length - 1);
+    this.contextLogits.push(...logits.splice(0, newIds.length - 1));
     const tokens = [];
-    for (const [i, row] of logits.slice(newIds.length - 1).entries()) {
+    for (const [i, row] of logits.entries()) {
       const { token } = decide(row, this.noise(ids.length), sampling, ids);
       tokens.push(this.append(token, row, drafts[i]));
       if (token !== drafts[i] || this.finishReason) break;

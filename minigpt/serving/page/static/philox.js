@@ -15,14 +15,14 @@ const low = (a, b) => Math.imul(a, b) >>> 0;
 
 const product = new Uint32Array(4); // of two 64-bit numbers, the lowest 32 bits first
 
-function multiply(aHigh, aLow, bHigh, bLow) {
-  const middle = high(aLow, bLow) + low(aLow, bHigh) + low(aHigh, bLow);
+function multiply(ah, al, bh, bl) {
+  const middle = high(al, bl) + low(al, bh) + low(ah, bl);
   const upper =
-    high(aLow, bHigh) + high(aHigh, bLow) + low(aHigh, bHigh) + Math.floor(middle / 2 ** 32);
-  product[0] = low(aLow, bLow);
+    high(al, bh) + high(ah, bl) + low(ah, bh) + Math.floor(middle / 2 ** 32);
+  product[0] = low(al, bl);
   product[1] = middle;
   product[2] = upper;
-  product[3] = high(aHigh, bHigh) + Math.floor(upper / 2 ** 32);
+  product[3] = high(ah, bh) + Math.floor(upper / 2 ** 32);
 }
 
 const double = (upper, lower) => (upper * 2 ** 21 + (lower >>> 11)) / 2 ** 53;
