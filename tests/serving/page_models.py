@@ -17,7 +17,7 @@ SETTINGS = [
     {"temperature": 0.0},
     {"temperature": 1.5, "top_k": 1000, "top_p": 0.9, "seed": 3},
     {"min_p": 0.05, "top_k": 20, "repetition_penalty": 1.3, "seed": 2**63 - 1},
-    {"temperature": 0.5, "ignore_eos": True, "seed": 12345678901234567},
+    {"temperature": 0.5, "top_k": 0, "ignore_eos": True, "seed": 12345678901234567},
 ]
 PROMPTS = ["", "The quick", "A naïve 🦊", "the lazy dog and the quick brown fox jump over the sea"]
 GENERATIONS = [(prompt, settings) for prompt in PROMPTS for settings in SETTINGS]

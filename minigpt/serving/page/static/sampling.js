@@ -8,7 +8,7 @@ const GREEDY = 1e-9; // a lower temperature counts as 0
 
 export const DEFAULTS = {
   temperature: 0.8,
-  top_k: 50,
+  top_k: 50, // 0 keeps all
   top_p: 1,
   min_p: 0,
   repetition_penalty: 1,
@@ -31,7 +31,7 @@ export function decide(logits, noise, sampling, previousIds) {
   scaled.fill(-Infinity, 0, sampling.ignore_eos ? EOS + 1 : EOS);
   if (sampling.repetition_penalty !== 1) penalize(scaled, previousIds, sampling.repetition_penalty);
   if (temperature) for (let i = 0; i < scaled.length; i++) scaled[i] /= temperature;
-  const candidates = best(scaled, temperature ? sampling.top_k : 1);
+  const candidates = best(scaled, temperature ? sampling.top_k || Infinity : 1);
   const top = scaled[candidates[0]];
   const weights = Float64Array.from(candidates, (id) => Math.exp(scaled[id] - top));
   const total = weights.reduce((sum, weight) => sum + weight, 0);

@@ -73,7 +73,9 @@ function stages({ temperature, top_k, top_p, min_p, repetition_penalty }, { rows
   const steps = [step("Candidates", rows.length)];
   if (repetition_penalty !== 1) steps.push(step(`Penalty ${repetition_penalty}`, rows.length));
   if (temperature < 1e-9) return h("ol", { class: "stages" }, ...steps, step("Greedy: the best", 1));
-  steps.push(step(`÷ ${temperature}`, rows.length), step(`Top-k ${top_k}`, decision.candidates.length));
+  steps.push(step(`÷ ${temperature}`, rows.length));
+  const inTopK = decision.candidates.filter((id) => decision.scaled[id] > -Infinity).length;
+  if (top_k) steps.push(step(`Top-k ${top_k}`, inTopK));
   if (top_p < 1) steps.push(step(`Top-p ${top_p}`, kept("top-p")));
   if (min_p > 0) steps.push(step(`Min-p ${min_p}`, kept()));
   return h("ol", { class: "stages" }, ...steps, step("+ noise: the best", 1));
