@@ -51,8 +51,8 @@ def build_page(out: Path, model: Path, training: dict[str, Any] | None = None) -
     with atomic_folder(out) as folder:
         for file in (SOURCE / "static").iterdir():
             shutil.copy(file, folder)
-        for name, file in COPIED.items():
-            shutil.copy(packages / file, folder / name)
+        for name, package_file in COPIED.items():
+            shutil.copy(packages / package_file, folder / name)
         (folder / "licenses.txt").write_text(_licenses(packages), "utf-8")
         shutil.copy(model, folder / "model.onnx")
         (folder / "training.json").write_text(json.dumps(training), "utf-8")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import ARCHITECTURES, build_model, model_metadata, randomize
+from conftest import FAST, GPT2, build_model, model_metadata, randomize
 
 from minigpt.export.onnx_graph import to_onnx
 from minigpt.model.model import MiniGPT, attention_weights
@@ -12,6 +12,7 @@ from minigpt.tokenizer import BPETokenizer, Tokenizer
 from minigpt.training.ngram import build_ngram_table
 
 SIZES = {"d_model": 48, "num_heads": 4, "num_layers": 2, "d_ff": 64, "max_seq_len": 32}
+VARIANTS = {"fast": FAST, "gpt2": GPT2}
 SETTINGS = [
     {},
     {"temperature": 0.0},
@@ -25,7 +26,7 @@ GENERATIONS = [(prompt, settings) for prompt in PROMPTS for settings in SETTINGS
 
 def tiny_model(name: str, tokenizer: Tokenizer) -> MiniGPT:
     torch.manual_seed(0)
-    switches = ARCHITECTURES[-1] if name == "variants" else {}
+    switches = VARIANTS.get(name, {})
     return randomize(build_model(tokenizer.vocab_size, **SIZES, **switches))
 
 
@@ -33,7 +34,7 @@ def build_page_models(folder: Path, char: Tokenizer, sentences: list[str]) -> di
     """Write the ONNX files of models to `folder`; return their paths by name."""
     bpe = BPETokenizer(300, "NFC", lowercase=True)
     bpe.build_vocab([*sentences, "The naïve 🦊 went to the café."])
-    tokenizers = {"char": char, "variants": char, "bpe": bpe, "int8": char}
+    tokenizers = {"char": char, "fast": char, "gpt2": bpe, "int8": char}
     for name, tokenizer in tokenizers.items():
         model = tiny_model(name, tokenizer)
         ids = np.concatenate([tokenizer.encode(text) for text in sentences])

@@ -90,7 +90,7 @@ def test_tokens_equal_those_of_python(javascript, models):
     assert javascript(jobs) == expected
 
 
-@pytest.mark.parametrize("name", ["char", "variants", "bpe"])
+@pytest.mark.parametrize("name", ["char", "fast", "gpt2"])
 def test_texts_equal_those_of_python(javascript, models, name):
     backend = OnnxBackend(models[name])
     jobs, expected = [], []
@@ -115,7 +115,7 @@ def test_int8_model_generates_text(javascript, models):
     assert found["ids"][:3] == expected[:3]
 
 
-@pytest.mark.parametrize("name", ["char", "variants", "bpe"])
+@pytest.mark.parametrize("name", ["char", "fast", "gpt2"])
 def test_scores_equal_those_of_python(javascript, models, name):
     text = "The quick brown fox.\nA naïve 🦊 jumps over the lazy dog\n\nand on, and on, and on."
     total, lines = score(OnnxBackend(models[name]), text)
@@ -125,7 +125,7 @@ def test_scores_equal_those_of_python(javascript, models, name):
             assert there[key] == pytest.approx(value, rel=1e-4), key
 
 
-@pytest.mark.parametrize("name", ["char", "variants", "int8"])
+@pytest.mark.parametrize("name", ["char", "fast", "int8"])
 def test_attention_equals_that_of_pytorch(javascript, models, tokenizer, name):
     ids = [2, *range(5, 25)]
     (layers,) = javascript([{"call": "attention", "model": str(models[name]), "ids": ids}])
@@ -139,7 +139,7 @@ def test_example_in_node_needs_no_minigpt(npm_packages, models, tmp_path):
     # beside node_modules, as after `npm install` in the project
     shutil.copy(ROOT / "examples/generate.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(npm_packages)
-    for name in ("char", "variants"):
+    for name in ("char", "fast"):
         command = ["node", str(tmp_path / "generate.mjs"), str(models[name]), "The quick"]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         backend = OnnxBackend(models[name])
