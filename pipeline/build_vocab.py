@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from minigpt.common.files import atomic_write
 from minigpt.corpus import fast_path
 from minigpt.corpus.corpus import Corpus
 from minigpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+from minigpt.tokenizer.pretrained import load_tokenizer_of_model
 from pipeline.common import paths
 from pipeline.common.progress import reading_progress
 from pipeline.common.stage import run_stage
@@ -23,7 +25,10 @@ def main() -> None:
     params = load_params()
     corpus = Corpus(params.data)
     tokenizer = _tokenizer(params)
-    counts = _build(corpus, tokenizer, params.tokenizer.min_freq)
+    # a pretrained tokenizer is not changed: the characters are counted by another one
+    pretrained = params.tokenizer.type == "pretrained"
+    counter = _char_tokenizer(tokenizer) if pretrained else tokenizer
+    counts = _build(corpus, counter, params.tokenizer.min_freq)
     if not counts:
         raise UserError(
             f"{params.data.path}: every document fell into the validation split; get more "
@@ -60,9 +65,21 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, min_freq: int) -> Counter[str]:
 
 def _tokenizer(params: Params) -> Tokenizer:
     normalization, lowercase = params.data.normalization, params.tokenizer.lowercase
+    if params.tokenizer.type == "pretrained":
+        if params.train.init_from is None:
+            raise UserError(
+                "tokenizer.type: it is pretrained, but train.init_from is null; "
+                "set this to a model in pretrained/"
+            )
+        return load_tokenizer_of_model(Path(params.train.init_from))
     if params.tokenizer.type == "bpe":
         return BPETokenizer(params.tokenizer.vocab_size, normalization, lowercase)
     return CharTokenizer(normalization=normalization, lowercase=lowercase)
+
+
+def _char_tokenizer(other: Tokenizer) -> CharTokenizer:
+    """Return a tokenizer with the normalization of another one."""
+    return CharTokenizer(normalization=other.normalization, lowercase=other.lowercase)
 
 
 if __name__ == "__main__":

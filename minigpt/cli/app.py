@@ -12,6 +12,7 @@ import typer
 
 from minigpt.cli.bench import bench
 from minigpt.cli.chat import chat
+from minigpt.cli.convert import convert
 from minigpt.cli.fetch import fetch
 from minigpt.cli.generate import generate
 from minigpt.cli.info import info
@@ -19,6 +20,8 @@ from minigpt.cli.page import page
 from minigpt.cli.score import score
 from minigpt.common.entry_point import run_program
 from minigpt.common.errors import UserError
+
+EXTRAS = {"transformers": "hf", "huggingface_hub": "hf"}  # others are in "pipeline"
 
 app = typer.Typer(
     name="minigpt-cli",
@@ -28,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, score, bench, info, page, fetch):
+for command in (generate, chat, score, bench, info, page, fetch, convert):
     app.command()(command)
 
 
@@ -65,6 +68,7 @@ def _run() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
+        extra = EXTRAS.get(str(error.name), "pipeline")
         raise UserError(
-            f"{error.name}: package not installed; install minigpt[pipeline], which contains it"
+            f"{error.name}: package not installed; install minigpt[{extra}], which contains it"
         ) from None

@@ -61,7 +61,7 @@ class DataConfig(Section):
 
 
 class TokenizerConfig(Section):
-    type: Literal["char", "bpe"]
+    type: Literal["char", "bpe", "pretrained"]
     # at least the 4 special tokens and 256 bytes
     vocab_size: Annotated[int, Field(ge=260, le=2**20)]
     min_freq: PositiveInt

@@ -65,7 +65,8 @@ class Snapshot:
         sections: dict[str, Any] = {}
         for entry in self._stages.values():
             for name, values in entry.get("params", {}).get("params.yaml", {}).items():
-                sections.setdefault(name, {}).update(values)
+                if "." not in name:  # the key of a section that another stage depends on as a whole
+                    sections.setdefault(name, {}).update(values)
         if self._md5s("train").get(paths.MODEL) != self.model_md5:  # trained without DVC
             metadata = load(paths.MODEL)[1]
             sections |= {"model": metadata["config"], "train": metadata["train"]}
