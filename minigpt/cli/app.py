@@ -68,7 +68,7 @@ def _run() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(str(error.name), "pipeline")
+        extra = EXTRAS.get(str(error.name).partition(".")[0], "pipeline")
         raise UserError(
             f"{error.name}: package not installed; install minigpt[{extra}], which contains it"
         ) from None

@@ -5,18 +5,18 @@ is alone is sped up by speculative decoding instead (Leviathan et al., arXiv:221
 forward pass verifies several draft tokens and accepts those that the model itself would choose.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from minigpt.generation.backend import Backend, KVCache
+from minigpt.generation.choose import choose_from_many, choose_token
 from minigpt.generation.draft import draft_tokens
 from minigpt.generation.generate import PREFILL_CHUNK, chunk_end, window_start
-from minigpt.generation.sampling import Sampling, gumbel_noise, not_finite
+from minigpt.generation.sampling import Sampling, gumbel_noise, uniform_noise
 from minigpt.generation.sequence import Sequence
-from minigpt.tokenizer import EOS, PAD
+from minigpt.tokenizer import PAD
 
 # Verifying a draft token costs a fifth of a forward pass: below this rate drafts do not pay.
 MIN_ACCEPTANCE_RATE = 0.2
@@ -166,7 +166,7 @@ class _Row:
     def append_next(self, logits: np.ndarray) -> tuple[Sequence, str]:
         """Append the token that `logits` (V,) give; return the sequence and the text it adds."""
         sequence, penalties = self.sequence, self._penalties
-        token = choose_token(logits, self.noise(1)[0], sequence.sampling, penalties)
+        token = self._choose(logits)
         if penalties is not None:
             penalties[token] = sequence.sampling.repetition_penalty
         new_text = sequence.append(token, logits)
@@ -174,6 +174,14 @@ class _Row:
         if (start := window_start(len(sequence.ids), self._backend.max_seq_len)) > self.start:
             self.start, self.read = start, 0
         return sequence, new_text
+
+    def _choose(self, logits: np.ndarray) -> int:
+        sequence, V = self.sequence, len(logits)
+        sampling = sequence.sampling
+        if V <= NOISE_BLOCK or not sampling.top_k:
+            return choose_token(logits, self.noise(1)[0], sampling, self._penalties)
+        uniform = uniform_noise(sampling.seed, sequence.sample, len(sequence.ids), V)[0]
+        return choose_from_many(logits, uniform, sampling, self._penalties)
 
     def _draft(self, count: int) -> list[int]:
         """Return up to `count` draft tokens; none where they do not pay."""
@@ -195,52 +203,6 @@ class _Row:
             self._noise = gumbel_noise(sampling.seed, self.sequence.sample, position, V, block)
             self._noise_start, offset = position, 0
         return self._noise[offset : offset + count]
-
-
-def choose_token(
-    logits: np.ndarray, noise: np.ndarray, sampling: Sampling, penalties: np.ndarray | None = None
-) -> int:
-    """Return what `sampling.next_token` returns, for logits (V,) and noise (V,).
-
-    The filters run last: the candidate with the best score is almost always one that they keep, so
-    nothing is sorted. `penalties` (V,) contains the repetition penalty of each token.
-    """
-    temperature = sampling.temperature
-    logits = logits.astype(np.float64)  # (V,), a copy
-    if penalties is not None:
-        logits = np.where(logits > 0, logits / penalties, logits * penalties)
-    logits[: EOS + 1 if sampling.ignore_eos else EOS] = -np.inf
-    scores = logits  # (V,)
-    if temperature:
-        logits /= temperature
-        scores = logits + noise
-    token = int(scores.argmax())
-    if not math.isfinite(logits[token]):
-        raise not_finite()
-    # try candidates from the best down; the first that the filters keep wins
-    while temperature and not _is_kept(token, logits, sampling):
-        scores[token] = -np.inf
-        token = int(scores.argmax())
-    return token
-
-
-def _is_kept(token: int, logits: np.ndarray, sampling: Sampling) -> bool:
-    """Return whether the filters keep `token`, given logits (V,) divided by the temperature."""
-    top_k, top_p, min_p = sampling.top_k or len(logits), sampling.top_p, sampling.min_p
-    # even if all equal logits ranked before it
-    surely_in_top_k = np.count_nonzero(logits >= logits[token]) <= top_k
-    if surely_in_top_k and top_p == 1 and min_p == 0:
-        return True
-    better = logits > logits[token]
-    better[:token] |= logits[:token] == logits[token]  # of equal logits the lower id ranks first
-    if np.count_nonzero(better) >= top_k:
-        return False
-    weights = np.exp(logits - logits.max())
-    if top_p < 1:
-        kept = np.partition(weights, -top_k)[-top_k:] if top_k < len(weights) else weights
-        if weights[better].sum() >= top_p * kept.sum():
-            return False
-    return bool(weights[token] >= min_p)
 
 
 def run(backend: Backend, sequences: Iterable[Sequence]) -> Iterator[tuple[Sequence, str]]:

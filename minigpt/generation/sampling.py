@@ -130,7 +130,20 @@ def penalize(logits: np.ndarray, previous_ids: Sequence[int] | np.ndarray, penal
 def gumbel_noise(
     seed: int, sample: int, position: int, vocab_size: int, count: int = 1
 ) -> np.ndarray:
-    """Return Gumbel noise (count, V) for the tokens from `position` on (<bos> is at 0).
+    """Return Gumbel noise (count, V) for the tokens from `position` on (<bos> is at 0)."""
+    return to_gumbel(uniform_noise(seed, sample, position, vocab_size, count))
+
+
+def to_gumbel(uniform: np.ndarray) -> np.ndarray:
+    """Turn numbers from [0, 1) into Gumbel noise, larger ones into larger noise."""
+    noise: np.ndarray = -np.log(-np.log(np.maximum(uniform, 2.0**-53)))
+    return noise
+
+
+def uniform_noise(
+    seed: int, sample: int, position: int, vocab_size: int, count: int = 1
+) -> np.ndarray:
+    """Return the numbers (count, V) from [0, 1) of which `gumbel_noise` is made.
 
     `sample` numbers independent texts of one seed. The numbers come from Philox (Salmon et al.,
     "Parallel Random Numbers: As Easy as 1, 2, 3") with the key (seed, sample). A step of its
@@ -138,8 +151,7 @@ def gumbel_noise(
     """
     steps = -(-vocab_size // 4)
     generator = np.random.Generator(np.random.Philox(key=[seed, sample], counter=position * steps))
-    uniform = generator.random((count, steps * 4))[:, :vocab_size]  # (count, V)
-    return -np.log(-np.log(np.maximum(uniform, 2.0**-53)))
+    return generator.random((count, steps * 4))[:, :vocab_size]  # (count, V)
 
 
 def log_probabilities(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:

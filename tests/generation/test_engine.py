@@ -15,10 +15,11 @@ from minigpt.common.errors import UserError
 from minigpt.export.int8 import BLOCK_SIZE
 from minigpt.export.onnx_graph import build_proto, serialize, to_onnx
 from minigpt.generation.backend import Backend
-from minigpt.generation.engine import Engine, choose_token, generate, run
+from minigpt.generation.choose import choose_from_many, choose_token
+from minigpt.generation.engine import Engine, generate, run
 from minigpt.generation.generate import generate_ids
 from minigpt.generation.onnx_backend import OnnxBackend
-from minigpt.generation.sampling import Sampling, gumbel_noise, next_token
+from minigpt.generation.sampling import Sampling, gumbel_noise, next_token, uniform_noise
 from minigpt.generation.sequence import Sequence
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.tokenizer import EOS
@@ -77,8 +78,21 @@ def test_choose_token_equals_next_token(logits, sampling, seen):
     noise = gumbel_noise(sampling.seed, 1, 7, V)[0]
     expected = next_token(logits, noise, sampling, context)
     assert choose_token(logits, noise, sampling, penalties) == expected
+    uniform = uniform_noise(sampling.seed, 1, 7, V)[0]
+    if sampling.top_k:
+        assert choose_from_many(logits, uniform, sampling, penalties) == expected
     if sampling.repetition_penalty == 1:
         assert choose_token(logits, noise, sampling) == expected
+        if sampling.top_k:
+            assert choose_from_many(logits, uniform, sampling) == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 3.0, 30.0]), st.integers(1, 300))
+def test_large_vocabularies_are_sampled_alike(seed, spread, top_k):
+    logits = np.random.default_rng(seed).normal(0, spread, 9000).astype(np.float32).round(1)
+    sampling = Sampling(top_k=top_k, top_p=0.9, seed=seed)
+    noise, uniform = (draw(seed, 0, 3, 9000)[0] for draw in (gumbel_noise, uniform_noise))
+    assert choose_from_many(logits, uniform, sampling) == next_token(logits, noise, sampling)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -86,6 +100,8 @@ def test_choose_token_equals_next_token(logits, sampling, seen):
 def test_choose_token_rejects_logits_that_are_not_finite(sampling, value):
     with pytest.raises(UserError, match="the model computes logits that are not finite"):
         choose_token(np.full(80, value), gumbel_noise(0, 0, 0, 80)[0], sampling, np.full(80, 2.0))
+    with pytest.raises(UserError, match="the model computes logits that are not finite"):
+        choose_from_many(np.full(80, value), np.zeros(80), sampling)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -13,6 +13,7 @@ import torch
 from conftest import GPT2, ROOT, build_model, model_metadata, randomize
 from typer.testing import CliRunner
 
+from minigpt.cli.app import _run as run_app
 from minigpt.cli.app import app
 from minigpt.common.errors import UserError
 from minigpt.data.token_files import Tokens, write_meta
@@ -326,6 +327,15 @@ def test_convert_refuses_what_it_would_overwrite(classic, tmp_path):
         result = CliRunner().invoke(app, ["convert", str(source), str(target)])
         assert isinstance(result.exception, UserError)
         assert message in str(result.exception)
+
+
+def test_missing_package_names_the_extra_that_has_it(classic, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(sys, "argv", ["minigpt-cli", "convert", str(classic[0]), f"{tmp_path}/x"])
+    with pytest.raises(
+        UserError, match=r"transformers: package not installed; install minigpt\[hf"
+    ):
+        run_app()
 
 
 def test_convert_compares_documents_of_the_validation_split(tmp_path, char):
