@@ -3,6 +3,8 @@
 import json
 import logging
 
+import pandas as pd
+
 from minigpt.common.config import load_params
 from minigpt.common.files import atomic_write
 from minigpt.data.batches import Batches
@@ -20,7 +22,7 @@ from pipeline.common.stage import run_stage
 from pipeline.tracking.run import Run
 
 log = logging.getLogger(__name__)
-OUTPUTS = [paths.EVALUATION, paths.ACCURACY, paths.MISTAKES, paths.SAMPLES]
+METRICS = ("loss", "bits_per_char", "accuracy")  # compared between experiments
 
 
 def main() -> None:
@@ -34,27 +36,28 @@ def main() -> None:
     with Run() as run:
         batches = Batches(tokens.ids[split], layout, config.batch_size, model.max_seq_len)
         predictions = predict(model, batches)
-        result = {
-            **summarize(predictions, tokens.info[split]),
-            "held_out": split == "val",
-            "validation_tokens": tokens.sha256([split])[:16],
-            "baseline_loss": baselines(
-                tokens.ids["train"], tokens.ids[split], tokenizer.vocab_size
-            ),
-        }
+        result = summarize(predictions, tokens.info[split])
+        metrics = {name: result.pop(name) for name in METRICS}
+        digest = tokens.sha256([split])[:16]
+        details = {**result, "held_out": split == "val", "validation_tokens": digest}
+        losses = baselines(tokens.ids["train"], tokens.ids[split], tokenizer.vocab_size)
         sampling = Sampling(config.temperature, config.top_k, seed=config.seed)
         backend = TorchBackend(model, tokenizer)
         samples = samples_markdown(backend, config.prompts, config.max_new_tokens, sampling)
-        accuracy = accuracy_by_class(predictions, tokenizer)
-        atomic_write(paths.EVALUATION, json.dumps(result, indent=1) + "\n")
-        atomic_write(paths.ACCURACY, accuracy.to_csv(index=False))
-        atomic_write(paths.MISTAKES, mistakes(predictions, tokenizer).to_csv(index=False))
-        atomic_write(paths.SAMPLES, samples)
-        run.report("evaluate", config, OUTPUTS)
+        reports = {
+            paths.EVALUATION: json.dumps(metrics, indent=1) + "\n",
+            paths.EVALUATION_DETAILS: json.dumps(details, indent=1) + "\n",
+            paths.BASELINES: pd.Series(losses, name="loss").to_csv(index_label="model"),
+            paths.ACCURACY: accuracy_by_class(predictions, tokenizer).to_csv(index=False),
+            paths.MISTAKES: mistakes(predictions, tokenizer).to_csv(index=False),
+            paths.SAMPLES: samples,
+        }
+        for file, content in reports.items():
+            atomic_write(file, content)
+        run.report("evaluate", config, list(reports))
     if split == "train":
         log.warning("nothing is held out; these figures are of the training split")
-    figures = "loss %(loss).4f  perplexity %(perplexity).3f  bits per character %(bits_per_char).3f"
-    log.info(figures, result)
+    log.info("loss %(loss).4f  bits per character %(bits_per_char).3f", metrics)
 
 
 if __name__ == "__main__":

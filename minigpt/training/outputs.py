@@ -1,6 +1,5 @@
 """Outputs of a training: the reports, and the metadata of the model file."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def add_bits_per_char(metrics: Metrics, trainer: Trainer, tokens: Tokens) -> Non
 
 
 def write_reports(folder: Path, progress: Progress, held_out: bool) -> dict[str, Any]:
-    """Write the curves and the summary of a training into `folder`; return the summary."""
+    """Write the curves of a training into `folder`; return a summary."""
     training, validation = (
         pd.DataFrame([metrics for metrics in progress.history if name in metrics])
         for name in ("train/loss", "val/loss")
@@ -43,7 +42,9 @@ def write_reports(folder: Path, progress: Progress, held_out: bool) -> dict[str,
             "raise model.dropout",
             *(progress.best_step, progress.step, best["val/loss"], validation["val/loss"].iloc[-1]),
         )
-    summary = {
+    atomic_write(folder / "training.csv", training.to_csv(index=False))
+    atomic_write(folder / "validation.csv", validation.to_csv(index=False))
+    return {
         "steps": progress.step,
         "tokens": progress.tokens,
         "best_step": progress.best_step,
@@ -52,14 +53,6 @@ def write_reports(folder: Path, progress: Progress, held_out: bool) -> dict[str,
         "val/bits_per_char": float(best["val/bits_per_char"]),
         "held_out": held_out,
     }
-    files = {
-        "training.csv": training.to_csv(index=False),
-        "validation.csv": validation.to_csv(index=False),
-        "training.json": json.dumps(summary, indent=1) + "\n",
-    }
-    for name, content in files.items():
-        atomic_write(folder / name, content)
-    return summary
 
 
 def model_metadata(

@@ -1,6 +1,9 @@
 """The end of `make repro`: figures, a text from the exported model, and what to try next."""
 
 import json
+import math
+
+import pandas as pd
 
 from minigpt.common.errors import UserError
 from minigpt.generation.engine import generate
@@ -21,16 +24,16 @@ try next:
 def main() -> None:
     try:
         evaluation = json.loads(paths.EVALUATION.read_text())
-        losses = {"this model": evaluation["loss"], **evaluation["baseline_loss"]}
-    except FileNotFoundError:
-        raise UserError(f"{paths.EVALUATION}: not found; run `dvc repro`") from None
+        details = json.loads(paths.EVALUATION_DETAILS.read_text())
+        baselines = pd.read_csv(paths.BASELINES, index_col="model")["loss"]
+        losses = {"this model": evaluation["loss"], **baselines.to_dict()}
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: not found; run `dvc repro`") from None
     except (ValueError, KeyError):
         raise UserError(
-            f"{paths.EVALUATION}: damaged or of an older version; run `dvc repro`"
+            f"{paths.REPORTS}: damaged or of an older version; run `dvc repro`"
         ) from None
-    split = (
-        "validation" if evaluation["held_out"] else "training (nothing is held out of this corpus)"
-    )
+    split = "validation" if details["held_out"] else "training (nothing is held out of this corpus)"
     table = "\n".join(
         f"  {name:12} {loss:.4f}"
         for name, loss in sorted(losses.items(), key=lambda item: -item[1])
@@ -40,7 +43,7 @@ def main() -> None:
     print(f"""
 {split} loss in nats per token, from a uniform guess to this model:
 {table}
-perplexity {evaluation["perplexity"]:.3f}, {evaluation["bits_per_char"]:.3f} bits per character
+perplexity {math.exp(evaluation["loss"]):.3f}, {evaluation["bits_per_char"]:.3f} bits per character
 
 {paths.ONNX_MODEL} generates, at temperature {TEMPERATURE}:
 

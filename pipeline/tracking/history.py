@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import subprocess
 from dataclasses import dataclass
 from io import StringIO
@@ -143,11 +142,10 @@ def _restore(snapshot: Snapshot) -> Record:
         tags |= {"dvc_experiment": snapshot.experiment, "dvc_baseline": git("rev-parse", parent)}
     record = Record.create(run_name(snapshot.params, parent), snapshot.params, end_time)
     record.update("run", {"restored": True})
-    texts = snapshot.reports("train")
-    tags["held_out"] = str(
-        json.loads(texts.get(paths.TRAINING, "{}")).get("held_out", True)
-    ).lower()
+    evaluation = reports.summarize(snapshot.reports("evaluate"))
+    tags["held_out"] = str(evaluation.get("held_out", True)).lower()
     record.update("tags", {**tags, "model_md5": snapshot.model_md5})
+    texts = snapshot.reports("train")
     reports.add_reports(record, texts)
     if texts:
         tables = [pd.read_csv(StringIO(texts[file])) for file in CURVES]
@@ -162,9 +160,9 @@ def _restore(snapshot: Snapshot) -> Record:
 def restore_evaluation(record: Record, snapshot: Snapshot) -> None:
     """Add the evaluation and the export that `record` lacks and `snapshot` has."""
     known = record.latest_metrics()
-    for stage, summary in reports.SUMMARIES.items():
+    for stage, prefix in reports.PREFIXES.items():
         texts = snapshot.reports(stage)
-        if texts and not any(name.startswith(f"{summary.stem}/") for name in known):
+        if texts and not any(name.startswith(f"{prefix}/") for name in known):
             reports.add_stage(record, stage, snapshot.params, texts)
     if content := snapshot.onnx_model():
         atomic_write(record.onnx_model, content)

@@ -20,8 +20,8 @@ from pipeline.tracking.params import as_text, flatten
 from pipeline.tracking.record import Record
 
 log = logging.getLogger(__name__)
-# stages that only read the model, and their summaries; metrics have the name of the summary
-SUMMARIES = {"evaluate": paths.EVALUATION, "export": paths.EXPORT}
+# stages that only read the model, and the prefix of their metrics
+PREFIXES = {"evaluate": "evaluation", "export": "export"}
 BASELINE = "evaluation/baseline_loss/"
 SAMPLES = "samples.json"
 NUMBERS = (int, float)  # bool is a subclass of int, but no number here
@@ -46,16 +46,28 @@ def add_stage(
 ) -> None:
     """Add the reports of evaluate or export and the flat `params` that it used; renew the card."""
     add_reports(record, reports)
-    summary = json.loads(reports[SUMMARIES[stage]])
+    summary = summarize(reports)
     # MLflow cannot change the value of a parameter, so those of these stages are tags
     used = {name: value for name, value in params.items() if name.startswith(f"{stage}.")}
     texts = {name: value for name, value in summary.items() if isinstance(value, str)}
     record.update("tags", {**as_text(used), **texts})
-    values = flatten({SUMMARIES[stage].stem: summary}, "/")
+    values = flatten({PREFIXES[stage]: summary}, "/")
     record.log_metrics({name: values[name] for name in values if type(values[name]) in NUMBERS})
     if stage == "evaluate":
         _add_figures(record)
     add_card(record)
+
+
+def summarize(reports: Mapping[Path, str]) -> dict[str, Any]:
+    """Merge the values in the reports of a stage."""
+    summary: dict[str, Any] = {}
+    for file, text in reports.items():
+        if file.suffix == ".json":
+            summary |= json.loads(text)
+    if paths.BASELINES in reports:
+        table = pd.read_csv(io.StringIO(reports[paths.BASELINES]), index_col="model")
+        summary["baseline_loss"] = table["loss"].to_dict()
+    return summary
 
 
 def _add_figures(record: Record) -> None:

@@ -204,8 +204,7 @@ class TrainingRun(Run):
             paths.MODEL_CARD.unlink(missing_ok=True)  # of an earlier model
             tags = {f"model_{name}": file_digest(paths.MODEL, name) for name in ("md5", "sha256")}
             self.record.update("tags", {**tags, "held_out": str(held_out).lower()})
-            files = [paths.TRAINING, *CURVES]
-            reports.add_reports(self.record, {file: file.read_text() for file in files})
+            reports.add_reports(self.record, {file: file.read_text() for file in CURVES})
             reports.add_card(self.record)
             # the working tree may have the reports of this very model
             restore_evaluation(self.record, Snapshot())
