@@ -19,6 +19,9 @@ NUM_EXAMPLES = 3  # documents, each cut to EXAMPLE_LENGTH characters
 EXAMPLE_LENGTH = 300
 NUM_CHARACTERS = 20  # most common and rarest ones in the report
 MAX_POWER = 48  # documents are shorter than 2**MAX_POWER characters
+# lower ends of the bins of document lengths: four bins for each factor of two
+EDGES = np.unique(np.ceil(2 ** (np.arange(4 * MAX_POWER + 1) / 4)).astype(np.int64))
+MAX_BINS = 16  # of the report; if more occur, neighbors are merged
 
 
 class DataReport:
@@ -26,8 +29,8 @@ class DataReport:
 
     def __init__(self) -> None:
         self.examples: list[str] = []
-        # number of documents by p, where 2**(p-1) ≤ characters < 2**p
-        self.lengths = pd.DataFrame(0, index=range(1, MAX_POWER), columns=["train", "val"])
+        # number of documents in each bin
+        self.lengths = pd.DataFrame(0, index=EDGES[:-1], columns=["train", "val"])
 
     def record_examples(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Yield `documents` unchanged and keep the first few as examples."""
@@ -38,10 +41,10 @@ class DataReport:
 
     def add(self, columns: Columns) -> None:
         """Count the lengths of some documents, given as rows of the table of documents."""
-        powers = np.log2(columns["characters"]).astype(int) + 1
+        bins = np.searchsorted(EDGES, columns["characters"], side="right") - 1
         for split in self.lengths:
-            counts = np.bincount(powers[columns["split"] == split], minlength=MAX_POWER)
-            self.lengths[split] += counts[1:]
+            counts = np.bincount(bins[columns["split"] == split], minlength=len(self.lengths))
+            self.lengths[split] += counts
 
     def write(
         self, folder: Path, splits: dict[str, SplitInfo], dropped: int, vocab_size: int
@@ -59,12 +62,19 @@ class DataReport:
             _plot(lengths, characters).savefig(file, format="png", metadata={"Software": None})
 
     def _lengths(self) -> pd.DataFrame:
-        """Return the columns "characters" (such as "64-127"), "split" and "documents"."""
-        occurring = np.flatnonzero(self.lengths.sum(axis=1))
-        rows = self.lengths.iloc[occurring[0] : occurring[-1] + 1]
-        rows = rows.rename(index=lambda power: f"{2 ** (power - 1)}-{2**power - 1}")
+        """Return the columns "characters" (such as "64-76"), "split" and "documents"."""
+        first, last = np.flatnonzero(self.lengths.sum(axis=1))[[0, -1]]
+        merged = -(-(last + 1 - first) // MAX_BINS)
+        starts = np.arange(first, last + 1, merged)
+        counts = np.add.reduceat(self.lengths.to_numpy()[: last + 1], starts)
+        ends = np.minimum(starts + merged, len(EDGES) - 1)
+        labels = [
+            f"{low}-{high}" if low < high else f"{low}"
+            for low, high in zip(EDGES[starts], EDGES[ends] - 1, strict=True)
+        ]
         return (
-            rows.rename_axis("characters")
+            pd.DataFrame(counts, index=labels, columns=self.lengths.columns)
+            .rename_axis("characters")
             .reset_index()
             .melt("characters", var_name="split", value_name="documents")
         )
