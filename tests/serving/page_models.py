@@ -20,7 +20,8 @@ SETTINGS = [
     {"min_p": 0.05, "top_k": 20, "repetition_penalty": 1.3, "seed": 2**63 - 1},
     {"temperature": 0.5, "top_k": 0, "ignore_eos": True, "seed": 12345678901234567},
 ]
-PROMPTS = ["", "The quick", "A naïve 🦊", "the lazy dog and the quick brown fox jump over the sea"]
+LONG = "the lazy dog and the quick brown fox jump over the sea and the hill, and on, and on"
+PROMPTS = ["", "The quick", "A naïve 🦊", "שלום עולם", LONG]
 GENERATIONS = [(prompt, settings) for prompt in PROMPTS for settings in SETTINGS]
 
 

@@ -69,7 +69,11 @@ const root = document.documentElement;
 root.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 $("theme").onclick = () => {
   root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+  showPanel(); // a canvas keeps its colors
 };
+if (matchMedia("(max-width: 760px)").matches) {
+  for (const details of document.querySelectorAll(".foldable")) details.open = false; // the text first
+}
 tabs(document.querySelector("header [role=tablist]"), () => {});
 tabs(document.querySelector("#inspector [role=tablist]"), showPanel);
 attempt(loadPage);

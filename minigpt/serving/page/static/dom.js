@@ -21,8 +21,10 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const percent = (share) =>
-  share >= 0.0995 ? `${(100 * share).toFixed(0)} %` : `${(100 * share).toPrecision(2)} %`;
+export function percent(share) {
+  if (share < 0.0001) return "< 0.01 %";
+  return share >= 0.0995 ? `${(100 * share).toFixed(0)} %` : `${(100 * share).toPrecision(2)} %`;
+}
 
 export const number = (value, digits = 2) =>
   Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–";

@@ -41,7 +41,9 @@ function draw(model, text, index, view, attention) {
   const weights = weightsOf(attention, head);
   const row = weights.subarray((T - 1) * T); // of the position that predicts the selected token
   const strongest = Math.max(...row);
-  view.shade(text.tokens.map((_, i) => (i < start || i >= index ? null : row[i - start] / strongest)));
+  // the root makes weak attention visible
+  const shade = (i) => (i < start || i >= index ? null : Math.sqrt(row[i - start] / strongest));
+  view.shade(text.tokens.map((_, i) => shade(i)));
   const name = (i) => glyph(model.tokenizer, text.ids[start + i], text.tokens[start + i].text);
   const choose = (chosen) => {
     head = chosen;
@@ -51,8 +53,8 @@ function draw(model, text, index, view, attention) {
   const top = Array.from(row.keys()).sort((a, b) => row[b] - row[a]).slice(0, 5);
   const chosenName = head === AVERAGE ? "All heads together" : `Layer ${head[0] + 1}, head ${head[1] + 1}`;
   $("attention").replaceChildren(
-    h("h2", {}, h("q", {}, glyph(model.tokenizer, text.ids[index], text.tokens[index].text))),
-    h("p", { class: "explain" }, "Where the model looked when it chose this token; the text is shaded by it."),
+    h("h2", {}, glyph(model.tokenizer, text.ids[index], text.tokens[index].text)),
+    h("p", { class: "explain origin" }, "Where the model looked when it chose this token; the text is shaded by it."),
     heads(attention, choose),
     h("h3", {}, chosenName),
     h("ol", { class: "top", "aria-label": "Most attention" },

@@ -36,16 +36,16 @@ export function showDecision(model, text, index, branch) {
   const panel = $("why");
   if (index === null) return panel.replaceChildren(hint());
   const token = text.tokens[index];
-  const head = h("h2", {}, h("q", {}, glyph(model.tokenizer, token.id, token.text)));
+  const head = h("h2", {}, glyph(model.tokenizer, token.id, token.text));
   if (!token.logits) {
     const reason =
       token.id === BOS ? "It marks the beginning of a text, and is always given." : "It is in the prompt, before the window that the model saw.";
-    return panel.replaceChildren(head, h("p", { class: "explain" }, reason));
+    return panel.replaceChildren(head, h("p", { class: "explain origin" }, reason));
   }
   const explained = explain(model, text, index);
   panel.replaceChildren(
     head,
-    h("p", { class: "explain" }, origin(model, token, explained)),
+    h("p", { class: "explain origin" }, origin(model, token, explained)),
     stages(text.sampling, explained),
     table(model, text, explained, (id) => branch(index, id), index >= text.promptLength),
   );

@@ -175,7 +175,8 @@ function inspect(index) {
   else showAttention(model, text, index, view);
 }
 
-export function showPanel(name) {
+// Show another panel about the selected token; without a name, draw the same one again.
+export function showPanel(name = panel) {
   panel = name;
   if (model) inspect(view.selected);
 }
