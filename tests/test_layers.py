@@ -59,6 +59,7 @@ def test_only_tracking_imports_mlflow():
     ]
     assert importing == [
         "minigpt/cli/mlflow_store.py",
+        "pipeline/tracking/datasets.py",
         "pipeline/tracking/onnx_model.py",
         "pipeline/tracking/store.py",
         "pipeline/tracking/text_model.py",

@@ -13,7 +13,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="Model file (.onnx or .safetensors), or a model stored by MLflow "
-        "(models:/minigpt@champion or runs:/RUN_ID/model). Default: models/minigpt.onnx, or "
+        "(models:/minigpt@champion or runs:/RUN_ID/NAME). Default: models/minigpt.onnx, or "
         "models/minigpt.safetensors with --backend torch.",
     ),
 ]

@@ -8,20 +8,25 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minigpt.common.plots import drawable
+from minigpt.common.plots import drawable, installed_fonts
 from minigpt.model.model import MiniGPT, MultiHeadAttention, PositionalEncoding, attention_weights
 from minigpt.model.variants import LearnedEncoding
-from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SENTENCE = "Once upon a time there was a fox."  # shown by the attention maps
 BASELINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
+FONTS = installed_fonts()
+matplotlib.rcParams["font.family"] = FONTS  # a character is drawn with the first font that has it
 
 
 def loss(curves: pd.DataFrame, baselines: Mapping[str, float]) -> Figure:
     """Draw both losses by step, and the baselines."""
     figure, axes = _axes("step", "cross-entropy (nats per token)", "Loss")
     for name in curves.columns.intersection(["train/loss", "val/loss"]):
-        axes.plot("step", name, data=curves[["step", name]].dropna(), label=name)
+        # a curve of one validation is a single point, which only a marker shows
+        marker = "o" if name == "val/loss" else None
+        data = curves[["step", name]].dropna()
+        axes.plot("step", name, data=data, label=name, marker=marker, markersize=4)
     for (name, value), style in zip(baselines.items(), BASELINE_STYLES, strict=False):
         axes.axhline(value, color="gray", linestyle=style, label=name)
     axes.legend()
@@ -38,7 +43,7 @@ def mistakes(table: pd.DataFrame) -> Figure:
     """Draw the most frequent wrong predictions as bars."""
     figure, axes = _axes("count", "expected → predicted", "Top mistakes")
     table = table.head(20).iloc[::-1]
-    axes.barh(table["mistake"].astype(str).map(drawable), table["count"])
+    axes.barh(table["mistake"].astype(str).map(_label), table["count"])
     return figure
 
 
@@ -51,17 +56,37 @@ def positional_encoding(encoding: PositionalEncoding | LearnedEncoding) -> Figur
 
 
 def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Figure:
-    """Draw the attention weights of each head: a row for each position, brighter if larger."""
+    """Draw the attention weights of each head: from each row to the columns, brighter if larger."""
     ids = tokenizer.encode(text)[: model.max_seq_len]
+    labels = [_token_label(tokenizer, token) for token in ids]
     weights = torch.stack(attention_maps(model, torch.tensor([ids]))).sqrt().cpu()  # (L, H, T, T)
     L, H = weights.shape[:2]
-    figure = Figure(figsize=(1 + 2.2 * H, 1 + 2.2 * L), layout="constrained")
-    for number, axes in enumerate(figure.subplots(L, H, squeeze=False).flat):
+    figure = Figure(figsize=(1 + 3 * H, 1 + 3 * L), dpi=150)
+    # a layout engine would measure each of the letters, which takes seconds
+    figure.subplots_adjust(0.06, 0.06, 0.98, 1 - 1 / (1 + 3 * L), wspace=0.04, hspace=0.12)
+    grid = figure.subplots(L, H, squeeze=False)
+    for number, axes in enumerate(grid.flat):
         layer, head = divmod(number, H)
         axes.imshow(weights[layer, head].numpy(), cmap="magma", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[], title=f"layer {layer + 1}, head {head + 1}")
-    figure.suptitle(f"Attention on {text!r}")
+        axes.tick_params(labelsize=6, length=0, pad=2)
+    for axes in grid[-1]:
+        axes.set_xticks(range(len(ids)), labels)
+        for label in axes.get_xticklabels():
+            label.set_rotation("vertical" if len(label.get_text()) > 1 else "horizontal")
+    for axes in grid[:, 0]:
+        axes.set_yticks(range(len(ids)), labels)
+    figure.suptitle(f"Attention on {text!r}\nfrom the token of a row to those of the columns")
     return figure
+
+
+def _token_label(tokenizer: Tokenizer, token: int) -> str:
+    text = tokenizer.token_strings[token]
+    return _label(text.replace(" ", "␣").replace("\n", "⏎")) if text else SPECIAL_TOKENS[token]
+
+
+def _label(text: str) -> str:
+    return drawable(text, FONTS)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from minigpt.model.checkpoint import load
 from pipeline.common import paths
 from pipeline.tracking import lineage, reports
 from pipeline.tracking.git import git
-from pipeline.tracking.params import flatten, run_name
+from pipeline.tracking.params import as_text, changes, flatten, run_name
 from pipeline.tracking.record import Record, find_record, records_lock
 
 CURVES = (paths.REPORTS / "training.csv", paths.REPORTS / "validation.csv")
@@ -140,8 +140,12 @@ def _restore(snapshot: Snapshot) -> Record:
         tags["model_sha256"] = file_digest(paths.MODEL, "sha256")
     if snapshot.experiment:
         tags |= {"dvc_experiment": snapshot.experiment, "dvc_baseline": git("rev-parse", parent)}
-    record = Record.create(run_name(snapshot.params, parent), snapshot.params, end_time)
+    changed = changes(snapshot.params, parent)
+    title = snapshot.experiment or git("rev-parse", "--short", snapshot.revision or "HEAD")
+    name = run_name(f"{title} (restored)".strip(), changed)
+    record = Record.create(name, snapshot.params, end_time)
     record.update("run", {"restored": True})
+    record.update("changes", as_text(changed))
     evaluation = reports.summarize(snapshot.reports("evaluate"))
     tags["held_out"] = str(evaluation.get("held_out", True)).lower()
     record.update("tags", {**tags, "model_md5": snapshot.model_md5})

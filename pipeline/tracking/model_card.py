@@ -1,12 +1,15 @@
 """Model card: a run in Markdown, for people; model_card.md is the template."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
+from pipeline.tracking.onnx_model import model_name
 from pipeline.tracking.params import READER_PREFIXES
 from pipeline.tracking.record import Record
 
 OWN_TEXTS = ("data/raw/tales.txt", "data/raw/sentences.txt")
+FOLDED = "<details"  # begins the part that is folded
 
 
 class _CardTemplate(Template):
@@ -14,32 +17,50 @@ class _CardTemplate(Template):
 
 
 def model_card(record: Record) -> str:
-    """Return the card of a run: what was measured, the parameters and generated samples."""
-    tags, dataset = record.tags, record.read("dataset")
+    """Return the card of a run: how to use the model, what differs, and all the rest, folded."""
+    tags, changes = record.tags, record.folder / "changes.json"
     used = {name: text for name, text in tags.items() if name.startswith(READER_PREFIXES)}
     params = {**record.read("params"), **used}
     data, base = params.get("data.path", "?"), params.get("train.init_from", "None")
-    origin = "Trained from scratch" if base == "None" else f"Fine-tuned from `{base}`"
-    digest = f" (digest {dataset['digest']})" if dataset else ""
     own = data in OWN_TEXTS and base == "None"
     held_out = tags.get("held_out") != "false"
-    rows = ("| {} | {} |".format(name, params[name].replace("|", r"\|")) for name in sorted(params))
-    values = {
-        "origin": f"{origin} on `{data}`{digest}",
+    values = {name: f"{value:.6g}" for name, value in record.latest_metrics().items()}
+    values |= {
+        "name": record.info["name"],
+        "model_name": model_name(record),
+        "origin": _origin(record, data, base),
+        "changes": _table(record.read("changes")) if changes.exists() else "unknown",
+        "params": _rows(params),
         "model_sha256": tags.get("model_sha256", "?"),
         "license": "CC0" if own else "that of its source, and of the fine-tuned model, if any",
         "split": "the validation split" if held_out else "the training split (none is held out)",
         "reproduce": _reproduce(tags),
+        "samples": record.read_artifact("reports/samples.md"),
     }
-    values |= {name: f"{value:.6g}" for name, value in record.latest_metrics().items()}
-    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    lines = _CardTemplate(text).safe_substitute(values).splitlines(keepends=True)
+    lines = Path(__file__).with_suffix(".md").read_text("utf-8").splitlines(keepends=True)
     # without the figures that were not measured
-    card = "".join(line for line in lines if "| $" not in line)
-    return card.replace("$params", "\n".join(rows)) + record.read_artifact("reports/samples.md")
+    known = [line for line in lines if set(_CardTemplate(line).get_identifiers()) <= values.keys()]
+    return _CardTemplate("".join(known)).substitute(values)
 
 
-def _reproduce(tags: dict[str, str]) -> str:
+def _origin(record: Record, data: str, base: str) -> str:
+    datasets = record.read("datasets").values()
+    digests = " and ".join(f"`{dataset['name']}` {dataset['digest']}" for dataset in datasets)
+    made = "Trained from scratch" if base == "None" else f"Fine-tuned from `{base}`"
+    return f"{made} on `{data}`" + (f" (datasets {digests})" if digests else "")
+
+
+def _table(params: Mapping[str, str]) -> str:
+    return f"| parameter | value |\n|---|---|\n{_rows(params)}" if params else "None."
+
+
+def _rows(params: Mapping[str, str]) -> str:
+    return "\n".join(
+        "| {} | {} |".format(name, params[name].replace("|", r"\|")) for name in sorted(params)
+    )
+
+
+def _reproduce(tags: Mapping[str, str]) -> str:
     commit, name = tags.get("git_commit", "unknown"), tags.get("dvc_experiment")
     if name:
         baseline = tags.get("dvc_baseline", commit)

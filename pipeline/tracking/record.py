@@ -2,7 +2,8 @@
 
     .minigpt/runs/<id>/
       run.json       name, status, start and end time (seconds)
-      params.json    tags.json    dataset.json
+      params.json    tags.json    datasets.json
+      changes.json   parameters that differ from the committed params.yaml
       metrics.jsonl  a line for each step: {"time": …, "step": …, metric: value, …}
       artifacts/     files, as MLflow shows them
       model.onnx     the exported model, until its upload is confirmed

@@ -15,7 +15,7 @@ from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
 from pipeline.tracking import store
-from pipeline.tracking.model_card import model_card
+from pipeline.tracking.model_card import FOLDED, model_card
 from pipeline.tracking.params import as_text, flatten
 from pipeline.tracking.record import Record
 
@@ -110,6 +110,8 @@ def add_card(record: Record) -> None:
     """Describe the run by a model card; that of the current model is also a report."""
     card = model_card(record)
     record.write_artifact("model_card.md", card)
-    record.update("tags", {store.DESCRIPTION: card})
+    # below the title on MLflow's page, which cannot fold and has the rest in tables
+    description = card.partition("\n")[2].partition(FOLDED)[0].lstrip()
+    record.update("tags", {store.DESCRIPTION: description})
     if is_current(record):
         atomic_write(paths.MODEL_CARD, card)

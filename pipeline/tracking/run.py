@@ -24,9 +24,9 @@ from minigpt.data.token_files import Tokens
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.train import Metrics, Trainer
 from pipeline.common import paths
-from pipeline.tracking import lineage, reports, store
+from pipeline.tracking import datasets, lineage, reports, store
 from pipeline.tracking.history import CURVES, Snapshot, find_or_restore, restore_evaluation
-from pipeline.tracking.params import flatten, run_name
+from pipeline.tracking.params import as_text, changes, flatten, run_name
 from pipeline.tracking.record import Record, records
 from pipeline.tracking.upload import upload
 
@@ -145,15 +145,15 @@ class TrainingRun(Run):
         return record
 
     def _create(self, training: str) -> Record:
-        params = flatten(self._params.model_dump())
-        baseline = lineage.origin().get("dvc_baseline", "HEAD")
-        record = Record.create(run_name(params, baseline), params)
+        params, origin = flatten(self._params.model_dump()), lineage.origin()
+        changed = changes(params, origin.get("dvc_baseline", "HEAD"))
+        record = Record.create(run_name(origin.get("dvc_experiment", ""), changed), params)
+        record.update("changes", as_text(changed))
         record.update("run", {"training": training})
         record.update("tags", lineage.machine())
         if (base := self._params.train.init_from) is not None:
             record.update("tags", {"init_from_md5": file_digest(Path(base), "md5")})
-        dataset = {"path": self._params.data.path, "digest": self._tokens.sha256()[:16]}
-        record.update("dataset", dataset)
+        record.update("datasets", datasets.describe(self._params.data.path, self._tokens))
         record.log_metrics({"parameters": self._trainer.model.num_parameters})
         return record
 

@@ -1,22 +1,24 @@
 """Make MLflow equal to a record: one function, safe to repeat after any failure."""
 
-import json
 import logging
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import file_digest
 from pipeline.tracking import store
-from pipeline.tracking.onnx_model import log_onnx_model
+from pipeline.tracking.datasets import log_datasets, validation_dataset
+from pipeline.tracking.onnx_model import DIGEST_TAG, log_onnx_model
 from pipeline.tracking.params import READER_PREFIXES
 from pipeline.tracking.record import Record
+from pipeline.tracking.reports import BASELINE
 from pipeline.tracking.store import client
 
 log = logging.getLogger(__name__)
 # metrics and tags of the stages that only read the model
-EVALUATION = ("evaluation/", "export/", *READER_PREFIXES, "validation_tokens", store.DESCRIPTION)
+SUMMARY_PREFIXES = ("evaluation/", "export/")
+EVALUATION = (*SUMMARY_PREFIXES, *READER_PREFIXES, "validation_tokens", store.DESCRIPTION)
+MEASURED = ("val/", "evaluation/", "export/int8/")  # on the validation split
 MAX_BATCH = 1000  # metrics in a request to MLflow
 
 
@@ -45,14 +47,17 @@ def upload(record: Record) -> bool:
     own = run.data.tags.get("record") == record.id
     if "tags.json" in changed:
         _log_tags_and_params(record, run_id, own)
-    if "dataset.json" in changed:
-        _log_dataset(record, run_id)
+    if {"datasets.json", "dataset.json"} & set(changed):
+        log_datasets(record, run_id)
     sent["offset"] = _log_metrics(record, run_id, sent["offset"], own)
     for artifact in (record.folder / name for name in changed if name.startswith("artifacts/")):
         folder = artifact.relative_to(record.artifacts).parent.as_posix()
         client().log_artifact(run_id, str(artifact), folder if folder != "." else None)
+    model_uri = run.data.tags.get("onnx_model", "")
     if record.onnx_model.exists():
-        _log_onnx_model(record, run)
+        model_uri = _log_onnx_model(record, run)
+    if model_uri:
+        _log_model_metrics(record, run_id, model_uri.rpartition("/")[2], own)
     if "run.json" in changed:
         _set_status(record, run_id)
     record.update(".uploads", {key: {**sent, "files": files}})
@@ -85,19 +90,6 @@ def _log_tags_and_params(record: Record, run_id: str, own: bool) -> None:
     client().log_batch(run_id, params=params, tags=tags)
 
 
-def _log_dataset(record: Record, run_id: str) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    path, digest = (record.read("dataset")[name] for name in ("path", "digest"))
-    dataset = Dataset(Path(path).name, digest, "code", json.dumps({"tags": {"data.path": path}}))
-    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-    try:
-        client().log_inputs(run_id, inputs)
-    except store.mlflow().exceptions.MlflowException:
-        # fails if another run logs the same dataset at that moment
-        client().log_inputs(run_id, inputs)
-
-
 def _log_metrics(record: Record, run_id: str, offset: int, own: bool) -> int:
     """Log the metrics behind a byte offset in their file; return the offset of their end."""
     from mlflow.entities import Metric
@@ -115,19 +107,55 @@ def _log_metrics(record: Record, run_id: str, offset: int, own: bool) -> int:
     return end
 
 
-def _log_onnx_model(record: Record, run: Any) -> None:
-    """Log the exported model if the run has another one or none, and drop the file."""
+def _log_onnx_model(record: Record, run: Any) -> str:
+    """Log the exported model if the run has another one or none, and drop the file.
+
+    Returns the address of the model, "" without one.
+    """
     from mlflow.entities import RunTag
 
     digest, tags = file_digest(record.onnx_model, "sha256"), run.data.tags
-    if "onnx_model" not in tags or tags.get("onnx_sha256") != digest:
+    uri: str = tags.get("onnx_model", "")
+    if not uri or tags.get(DIGEST_TAG) != digest:
         try:
-            uri = log_onnx_model(run.info.run_id, record.onnx_model)
-            new = [RunTag("onnx_model", uri), RunTag("onnx_sha256", digest)]
+            uri = log_onnx_model(record, run.info.run_id, digest)
+            new = [RunTag("onnx_model", uri), RunTag(DIGEST_TAG, digest)]
             client().log_batch(run.info.run_id, tags=new)
         except UserError as error:  # of another version
             log.warning("%s: uploaded without its exported model (%s)", run.info.run_name, error)
     record.onnx_model.unlink()
+    return uri
+
+
+def _log_model_metrics(record: Record, run_id: str, model_id: str, own: bool) -> None:
+    """Link to the model its lowest validation loss and the latest evaluation and export.
+
+    The run has the same points already, and keeps one of equal points.
+    """
+    from mlflow.entities import Metric
+
+    rows, dataset = record.metrics()[0], validation_dataset(record)
+    points = {
+        name: row
+        for row in rows
+        for name in row
+        if name.startswith(SUMMARY_PREFIXES) and not name.startswith(BASELINE)  # of other models
+    }
+    validations = [row for row in rows if "val/loss" in row]
+    if own and validations:
+        points["val/loss"] = min(validations, key=lambda row: row["val/loss"])
+    metrics = [
+        Metric(
+            name,
+            row[name],
+            int(row["time"] * 1000),
+            int(row["step"]),
+            model_id=model_id,
+            **(dataset if name.startswith(MEASURED) else {}),
+        )
+        for name, row in points.items()
+    ]
+    client().log_batch(run_id, metrics)
 
 
 def _set_status(record: Record, run_id: str) -> None:

@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import build_model
 
+from minigpt.common.plots import drawable
 from minigpt.generation.torch_backend import TorchBackend
 from pipeline.tracking import figures
 
@@ -37,17 +38,34 @@ def test_figures_name_characters_that_the_font_lacks(tmp_path):
     assert figure.axes[0].get_yticklabels()[0].get_text() == r"'U+732B' → '\$'"
 
 
+def test_labels_use_any_font_that_has_a_character():
+    # in STIX, which comes with matplotlib, but not in the default font
+    assert drawable("Ⓐ", ["DejaVu Sans", "STIXGeneral"]) == "Ⓐ"
+    assert drawable("Ⓐ") == "U+24B6"
+
+
 def test_figures_show_their_data(trained: TorchBackend):
     curves = pd.DataFrame({"step": [1, 2], "train/loss": [3.0, 2.0]})
     axes = figures.loss(curves, {"uniform": 4.2, "bigram": 2.5}).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["train/loss", "uniform", "bigram"]
-    assert len(figures.attention(trained.model, trained.tokenizer).axes) == 2 * 4
-    assert figures.positional_encoding(trained.model.positional_encoding).axes[0].images[
-        0
-    ].get_array().shape == (
-        64,
-        64,
-    )
+    encoding = figures.positional_encoding(trained.model.positional_encoding)
+    assert encoding.axes[0].images[0].get_array().shape == (64, 64)
     table = pd.DataFrame({"mistake": ["'e' → 'a'"], "count": [3], "share": [0.5]})
     (bar,) = figures.mistakes(table).axes[0].patches
     assert bar.get_width() == pytest.approx(3)
+
+
+def test_a_single_validation_is_visible():
+    curves = pd.DataFrame({"step": [20, 40], "train/loss": [3.0, 2.0], "val/loss": [None, 2.1]})
+    (_, validation) = figures.loss(curves, {}).axes[0].lines
+    assert list(validation.get_xdata()) == [40]
+    assert validation.get_marker() == "o"
+
+
+def test_attention_maps_name_the_tokens(trained: TorchBackend):
+    figure = figures.attention(trained.model, trained.tokenizer, "the cat\n")
+    assert len(figure.axes) == 2 * 4
+    letters = ["<bos>", *"the␣cat", "⏎" if "\n" in trained.tokenizer.token_strings else "<unk>"]
+    rows, columns = figure.axes[0].get_yticklabels(), figure.axes[-1].get_xticklabels()
+    for labels in (rows, columns):
+        assert [label.get_text() for label in labels] == [*letters, "<eos>"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -27,12 +28,16 @@ def champion(project: Project):
     )
 
 
+def logged_model(project: Project):
+    client = MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
+    return client.get_logged_model(champion(project).source.removeprefix("models:/"))
+
+
 def test_the_champion_is_the_exported_file_with_its_card(promoted, tmp_path):
     version = champion(promoted)
-    assert "| perplexity |" in version.description
+    assert "bits per character" in version.description
     assert "champion already" in promoted.run(sys.executable, "-m", "pipeline.tools.promote")
-    client = MlflowClient(f"sqlite:///{promoted.root}/mlruns/mlflow.db")
-    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    model = logged_model(promoted)
     (file,) = Path(model.artifact_location.removeprefix("file://")).rglob("*.onnx")
     assert file.read_bytes() == (promoted.root / "models/minigpt.onnx").read_bytes()
 
@@ -50,7 +55,8 @@ def test_the_command_line_takes_mlflow_models(promoted):
     command = ["minigpt-cli", "generate", "--prompt", "The ", "--seed", "3"]
     expected = promoted.run(*command)
     assert promoted.run(*command, "--model", "models:/minigpt@champion") == expected
-    assert promoted.run(*command, "--model", f"runs:/{champion(promoted).run_id}/model") == expected
+    tracked = f"runs:/{champion(promoted).run_id}/{logged_model(promoted).name}"
+    assert promoted.run(*command, "--model", tracked) == expected
     info = json.loads(promoted.run("minigpt-cli", "info", "--json", "--model", "models:/minigpt/1"))
     assert info["vocabulary"]["type"] == "char"
 
@@ -105,6 +111,17 @@ def test_mlflow_serves_the_champion(promoted):
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             predictions = json.load(response)["predictions"]
+        body["params"] = {"temperature": -1.0}
+        request.data = json.dumps(body).encode()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert refused.value.code == 400
+        answer = json.load(refused.value)
+        assert answer["error_code"] == "INVALID_PARAMETER_VALUE"
+        assert answer["message"].endswith(
+            "temperature: must be a number of 0 (greedy) or more, but it is -1.0"
+        )
+        assert "stack_trace" not in answer
     command = [
         "minigpt-cli",
         "generate",
@@ -138,6 +155,7 @@ def test_the_alias_moves_to_a_better_model_only(promoted):
     (run,) = client.search_runs(
         [client.get_run(first.run_id).info.experiment_id], "tags.dvc_experiment = 'faster'"
     )
+    assert run.info.run_name == "faster lr=1e-2"
     card = run.data.tags["mlflow.note.content"]
     client.set_tag(run.info.run_id, "mlflow.note.content", card + "x" * 5000)
     assert "minigpt version 2 is the champion" in promoted.run(

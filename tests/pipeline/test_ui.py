@@ -11,6 +11,8 @@ import pytest
 from conftest import Project, free_port, is_up, server, wait_for
 from mlflow import MlflowClient
 
+from pipeline.tools.ui import HOST
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -38,7 +40,7 @@ def page(with_experiments: Project, tmp_path_factory):
             f"--user-data-dir={folder}",
         ]
         command += ["--window-size=1600,2400", "--virtual-time-budget=60000", "--dump-dom"]
-        url = f"http://127.0.0.1:{port}/{path}"
+        url = f"http://{HOST}:{port}/{path}"
         dom = subprocess.run(
             [*command, url], capture_output=True, text=True, check=True, timeout=120
         ).stdout
@@ -58,18 +60,27 @@ def test_the_charts_compare_the_runs(page):
     text = page(
         "#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=minigpt"
     )
-    assert "viewing a shared view" in text
-    for run in ("defaults", "learning_rate=0.01", "learning_rate=0.01 seed=1"):
+    for run in ("(restored)", "faster lr=1e-2", "apart lr=1e-2 seed=1"):
         assert run in text
-    assert re.search(r"Loss \( ?6 ?\).*Training \( ?3 ?\).*evaluation", text)
+    assert re.search(r"Loss \( ?3 ?\).*Evaluation \( ?2 ?\).*Training \( ?3 ?\)", text)
     assert text.index("val/loss") < text.index("train/loss") < text.index("val/bits_per_char")
-    for axis in ("Step", "tokens", "flops"):
+    for axis in ("Step", "flops"):
         assert axis in text
+    for uninvited in ("baseline_loss", "Model metrics", "Ask questions about your experiments"):
+        assert uninvited not in text
 
 
 def test_the_list_names_the_runs(page):
-    text = page("#/experiments/1/runs?workflowType=machine_learning")
-    for words in ("defaults", "learning_rate=0.01 seed=1", "tales.txt", " matching runs"):
+    text = page("#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=minigpt")
+    for words in ("(restored)", "apart lr=1e-2 seed=1", " matching runs"):
+        assert words in text
+    for column in ("evaluation/loss", "evaluation/bits_per_char", "parameters", "Duration"):
+        assert column in text
+
+
+def test_the_models_page_shows_the_measured_models(page):
+    text = page("#/experiments/1/models?workflowType=machine_learning")
+    for words in ("faster_lr=1e-2", "tales-val", "evaluation/loss", "val/loss"):
         assert words in text
 
 
@@ -77,7 +88,7 @@ def test_a_run_shows_its_card(page, with_experiments):
     run = client(with_experiments).search_runs(["1"], "tags.dvc_experiment = 'faster'")[0]
     text = page(f"#/experiments/1/runs/{run.info.run_id}")
     for words in (
-        "learning_rate=0.01",
+        "faster lr=1e-2",
         "A decoder-only transformer",
         "bits per character",
         "val/loss",

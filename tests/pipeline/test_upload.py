@@ -1,22 +1,33 @@
 """Records, and their upload to MLflow."""
 
 import errno
+import json
 import shlex
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import build_model, model_metadata
 
 from minigpt.common.errors import UserError
+from minigpt.data.token_files import SplitInfo
+from minigpt.export.onnx_graph import to_onnx
+from minigpt.tokenizer import CharTokenizer
 from pipeline.tools import promote
-from pipeline.tracking import store
+from pipeline.tracking import datasets, store
 from pipeline.tracking.record import Record
 from pipeline.tracking.run import Run
 from pipeline.tracking.sync import sync
 from pipeline.tracking.upload import upload
+
+# MLflow itself warns when it is imported and when it saves a model
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +193,119 @@ def test_promotions_wait_for_each_other(client, monkeypatch):
     for thread in threads:
         thread.join()
     assert events == ["look", "write"] * 2
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = CharTokenizer()
+    tokenizer.build_vocab(["Once upon a time"])
+    model = build_model(tokenizer.vocab_size, d_model=16, num_heads=2, num_layers=1, d_ff=16)
+    file = tmp_path_factory.mktemp("model") / "minigpt.onnx"
+    file.write_bytes(to_onnx(model.eval(), model_metadata(model, tokenizer)))
+    return file
+
+
+def trained(name: str, losses: list[float], onnx_file: Path) -> Record:
+    """Return the record of a training whose last loss is that of the evaluation."""
+    record = Record.create(name, {"data.path": "data/raw/tales.txt"})
+    record.update("tags", {"held_out": "true", "validation_tokens": "0123"})
+    record.log_metrics({"parameters": 100.0, "system/cpu_utilization_percentage": 5.0})
+    for step, loss in enumerate(losses):
+        record.log_metrics({"step": step, "val/loss": loss, "train/loss": loss})
+    record.log_metrics({"evaluation/loss": min(losses), "evaluation/baseline_loss/bigram": 2.0})
+    record.log_metrics({"export/max_logit_difference": 1e-6})
+    record.add_onnx_model(onnx_file)
+    record.end("FINISHED")
+    return record
+
+
+def models(record: Record) -> list[Any]:
+    source = f"source_run_id = '{tracked(record).info.run_id}'"
+    return store.client().search_logged_models([store.experiment_id()], source)
+
+
+def test_the_best_model_is_found_by_its_evaluation(onnx_file):
+    good, best = trained("good", [1.5], onnx_file), trained("best lr=1e-3", [3.0, 1.0], onnx_file)
+    for record in (best, good):
+        upload(record)
+    ascending = {"field_name": "metrics.evaluation/loss", "ascending": True}
+    found = store.mlflow().search_logged_models(
+        experiment_ids=[store.experiment_id()],
+        datasets=[{"dataset_name": "tales-val"}],
+        order_by=[{**ascending, "dataset_name": "tales-val"}],
+        output_format="list",
+    )
+    assert [model.name for model in found] == ["best_lr=1e-3", "good"]
+    assert found[0].source_run_id == tracked(best).info.run_id
+    assert found[0].model_type == "causal-language-model"
+    assert {
+        metric.key: (metric.value, metric.step, metric.dataset_name, metric.dataset_digest)
+        for metric in found[0].metrics
+    } == {
+        "val/loss": (1.0, 1, "tales-val", "0123"),
+        "evaluation/loss": (1.0, 0, "tales-val", "0123"),
+        "export/max_logit_difference": (1e-6, 0, None, None),
+    }
+
+
+def test_a_model_is_logged_once(client, onnx_file, monkeypatch):
+    record = trained("once", [2.0, 1.5], onnx_file)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.log_model_artifacts", fail)
+        with pytest.raises(ConnectionError):
+            upload(record)
+    upload(record)
+    (before,) = models(record)
+    assert before.status == "READY"
+    record.add_onnx_model(onnx_file)
+    (record.folder / ".uploads.json").unlink()
+    upload(record)
+    (after,) = models(record)
+    assert after.to_dictionary() == before.to_dictionary()
+    assert len(tracked(record).outputs.model_outputs) == 1
+    history = client.get_metric_history(tracked(record).info.run_id, "evaluation/loss")
+    assert len(history) == 1
+
+
+def test_a_later_evaluation_reaches_the_model(onnx_file):
+    record = trained("again", [2.0], onnx_file)
+    upload(record)
+    record.log_metrics({"evaluation/loss": 1.9})
+    upload(record)
+    (model,) = models(record)
+    values = [metric.value for metric in model.metrics if metric.key == "evaluation/loss"]
+    assert values[-1] == 1.9
+
+
+def test_both_splits_are_datasets_with_counts(client, record):
+    tokens = SimpleNamespace(
+        info={
+            "train": SplitInfo(90, 900, 720, 720, 1, "…"),
+            "val": SplitInfo(10, 100, 80, 80, 0, "…"),
+        },
+        ids=dict.fromkeys(("train", "val"), np.zeros(1, np.uint8)),
+        sha256=lambda splits: splits[0] * 9,
+    )
+    record.update("datasets", datasets.describe("data/raw/tales.txt", tokens))
+    upload(record)
+    training, validation = tracked(record).inputs.dataset_inputs
+    assert [training.tags[0].value, validation.tags[0].value] == ["training", "validation"]
+    assert validation.dataset.name == "tales-val"
+    assert validation.dataset.digest == "valvalvalvalvalv"
+    assert json.loads(validation.dataset.profile)["documents"] == 10
+    assert "uint8" in validation.dataset.schema
+    assert json.loads(validation.dataset.source)["uri"] == "data/raw/tales.txt"
+
+
+def test_a_record_of_an_older_version_is_uploaded(record):
+    record.update("dataset", {"path": "data/raw/tales.txt", "digest": "677e"})
+    upload(record)
+    (dataset,) = tracked(record).inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("tales.txt", "677e")
 
 
 def test_half_a_line_of_metrics_is_skipped(record):
