@@ -18,7 +18,7 @@ from typing import Any
 from minigpt.generation.engine import run
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
-from minigpt.generation.sequence import Sequence
+from minigpt.generation.sequence import Logprobs, Sequence
 
 PROMPT = "Once upon a time"
 # case → drafts, options of Sequence, options of Sampling
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[bool, dict[str, Any], dict[str, Any]]] = {
     "repetition penalty": (False, {}, {"repetition_penalty": 1.2}),
     "repetition penalty, with drafts": (True, {}, {"repetition_penalty": 1.2}),
     "stop strings": (False, {"stop": ["zzzz", "The end."]}, {}),
-    "log-probabilities": (False, {"logprobs": True}, {}),
+    "log-probabilities": (False, {"logprobs": Logprobs()}, {}),
 }
 
 

@@ -99,7 +99,7 @@ def generate(
     """
     from minigpt.generation.engine import run
     from minigpt.generation.sampling import Sampling
-    from minigpt.generation.sequence import Sequence
+    from minigpt.generation.sequence import Logprobs, Sequence
 
     source = context.get_parameter_source("temperature")
     if greedy and temperature and source and source.name == "COMMANDLINE":
@@ -126,7 +126,15 @@ def generate(
         backend.ngram_table = None
     warn_about_unknown_characters(backend, "".join(prompts))
     sequences = [
-        Sequence(backend.tokenizer, prompt, sampling, sample, max_new_tokens, stop or (), logprobs)
+        Sequence(
+            backend.tokenizer,
+            prompt,
+            sampling,
+            sample,
+            max_new_tokens,
+            stop or (),
+            Logprobs() if logprobs else None,
+        )
         for prompt in prompts
         for sample in range(num_samples)
     ]
@@ -183,6 +191,6 @@ def _to_dict(sequence: "Sequence", backend: "Backend") -> dict[str, Any]:
     if sequence.logprobs is not None:
         values["logprobs"] = [
             [backend.tokenizer.token_strings[token], round(logprob, 6)]
-            for token, logprob in zip(sequence.generated, sequence.logprobs, strict=True)
+            for token, logprob in zip(sequence.generated, sequence.logprobs.tokens, strict=True)
         ]
     return values

@@ -48,6 +48,11 @@ class Engine:
         """True while a sequence is active or waiting."""
         return bool(self._rows or self._waiting)
 
+    @property
+    def active(self) -> int:
+        """Number of sequences in the batch."""
+        return len(self._rows)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it starts at the next step with a free row of the batch."""
         self._waiting.append(sequence)
@@ -149,6 +154,7 @@ class _Row:
             free = self._backend.max_seq_len - self.read - len(chunk)
             drafts = self._draft(min(draft_length, free))
         logits = self._cache.prefill(self.index, chunk + drafts, self.read)  # (T, V)
+        self.sequence.record_prompt(self.start + self.read, logits)
         if not last:
             self.read += len(chunk)
             return []

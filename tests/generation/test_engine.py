@@ -20,7 +20,7 @@ from minigpt.generation.engine import Engine, generate, run
 from minigpt.generation.generate import generate_ids
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling, gumbel_noise, next_token, uniform_noise
-from minigpt.generation.sequence import Sequence
+from minigpt.generation.sequence import Logprobs, Sequence
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.tokenizer import EOS
 from minigpt.training.ngram import build_ngram_table
@@ -252,12 +252,12 @@ def test_ignore_eos_continues_past_the_end(trained):
 
 def test_logprobs_are_those_of_a_full_forward_pass(untrained):
     sampling = Sampling(temperature=2.0, top_k=3, repetition_penalty=2.0, ignore_eos=True)
-    sequence = Sequence(untrained.tokenizer, "the", sampling, max_new_tokens=9, logprobs=True)
+    sequence = Sequence(untrained.tokenizer, "the", sampling, max_new_tokens=9, logprobs=Logprobs())
     for _ in run(untrained, [sequence]):
         pass
     logits = untrained.model(torch.tensor([sequence.ids[:-1]]))[0]  # (T, V)
     expected = logits.log_softmax(-1)[torch.arange(3, 12), sequence.generated]
-    np.testing.assert_allclose(sequence.logprobs, expected.detach(), atol=1e-5)
+    np.testing.assert_allclose(sequence.logprobs.tokens, expected.detach(), atol=1e-5)
 
 
 def test_drafts_change_no_text_but_save_passes(drafting, monkeypatch, full):
