@@ -18,6 +18,7 @@ from minigpt.cli.generate import generate
 from minigpt.cli.info import info
 from minigpt.cli.page import page
 from minigpt.cli.score import score
+from minigpt.cli.serve import serve
 from minigpt.common.entry_point import run_program
 from minigpt.common.errors import UserError
 
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, score, bench, info, page, fetch, convert):
+for command in (generate, chat, score, serve, page, bench, info, fetch, convert):
     app.command()(command)
 
 

@@ -90,7 +90,9 @@ def test_version_is_printed(cli):
     assert cli("--version").out.startswith("minigpt 0.")
 
 
-@pytest.mark.parametrize("command", ["", "generate", "chat", "score", "bench", "info", "fetch"])
+@pytest.mark.parametrize(
+    "command", ["", "generate", "chat", "score", "serve", "bench", "info", "fetch"]
+)
 def test_help_is_printed(cli, command):
     assert "Usage:" in cli(*command.split(), "-h").out
 
@@ -321,6 +323,7 @@ def packages_loaded_by_generate(folder: Path) -> set[str]:
 
 
 HEAVY = {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safetensors"}
+HEAVY |= {"starlette", "uvicorn", "prometheus_client"}
 
 
 def test_generation_with_onnx_loads_no_heavy_package(models):
