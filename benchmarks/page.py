@@ -1,6 +1,6 @@
 """Measure the page in headless Chromium: loading, the first token, speed, and equality of texts.
 
-    python benchmarks/page.py models/minigpt.onnx models/int8/minigpt.onnx
+    python benchmarks/page.py models/minigpt.onnx models/minigpt.int8.onnx
 
 For each model it prints the milliseconds until the page is ready and until the first token, the
 tokens per second with the default sampling, and how many of 50 texts of 200 tokens equal those of

@@ -65,5 +65,5 @@ def reached_packages(stage: str, root: Path = ROOT) -> set[Path]:
 
 
 if __name__ == "__main__":
-    for stage in ("build_vocab", "prepare", "train", "evaluate", "export"):
+    for stage in ("build_vocab", "prepare", "train", "evaluate", "export", "quantize"):
         print(stage, *sorted(map(str, reached_packages(stage))), sep="\n      - ")

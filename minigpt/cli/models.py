@@ -27,8 +27,8 @@ DEFAULT_MODELS = {
     BackendName.onnx: Path("models/minigpt.onnx"),
     BackendName.torch: Path("models/minigpt.safetensors"),
 }
-# outputs of the export stage, and the keys to their SHA-256 in its report
-EXPORTED = [("models/minigpt.onnx", "sha256"), ("models/int8/minigpt.onnx", "int8", "sha256")]
+# outputs of the pipeline, made from the model in reports/export.json
+EXPORTED = ("models/minigpt.onnx", "models/minigpt.*.onnx")
 MLFLOW_SCHEMES = ("models:/", "runs:/")
 BACKENDS = {path.suffix: name for name, path in DEFAULT_MODELS.items()}
 
@@ -60,28 +60,40 @@ def load_backend(name: BackendName | None, model: Path | None) -> "OnnxBackend |
 
 
 def _load_onnx(path: Path, name: str) -> "OnnxBackend":
-    """Load an ONNX file; warn if nothing proves that it is the file that was exported."""
+    """Load an ONNX file; warn if nothing proves that it is the file that was exported.
+
+    Raises:
+        UserError: the file is damaged, or the quantized form of an earlier model.
+    """
     from minigpt.generation.onnx_backend import OnnxBackend
 
     backend = OnnxBackend(path)
+    reported = _reported_sha256(path)
     if not backend.verified:
         warn(f"{name}: contains no SHA-256, so damage cannot be detected; export it again")
-    elif _reported_sha256(path) not in (None, backend.sha256):
+    elif reported not in (None, source_sha256(backend)):
+        if backend.metadata.get("quantization"):
+            raise UserError(
+                f"{name}: made from another model than {DEFAULT_MODELS[BackendName.onnx]}; add its "
+                "format to quantize.formats and run `dvc repro`, or delete the file"
+            )
         warn(f"{name}: not the file in reports/export.json; run `dvc checkout` or `dvc repro`")
     return backend
 
 
+def source_sha256(backend: "OnnxBackend") -> str:
+    """Return the SHA-256 of the file that a quantized model was made from; otherwise its own."""
+    quantization = backend.metadata.get("quantization") or {}
+    return str(quantization.get("source_sha256", backend.sha256))
+
+
 def _reported_sha256(path: Path) -> str | None:
-    """Return the SHA-256 that the export stage reported for its output at `path`, if any."""
+    """Return the SHA-256 of models/minigpt.onnx, if `path` is an output of its project."""
     path = path.absolute()
-    for output, *keys in EXPORTED:
-        if path.match(output):
-            report = path.parents[output.count("/")] / "reports/export.json"
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                figures = parse_json(report.read_bytes())
-                for key in keys:
-                    figures = figures[key]
-                return str(figures)
+    if any(map(path.match, EXPORTED)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            report = path.parents[1] / "reports/export.json"
+            return str(parse_json(report.read_bytes())["sha256"])
     return None
 
 

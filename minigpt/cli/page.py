@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from minigpt.cli import options
-from minigpt.cli.models import onnx_file
+from minigpt.cli.models import onnx_file, source_sha256
 
 
 def page(
@@ -28,6 +28,6 @@ def page(
     from minigpt.serving.build_page import build_page, training_data
 
     with onnx_file(model) as (path, backend):
-        training = training_data(Path(), backend.sha256)
+        training = training_data(Path(), source_sha256(backend))
         build_page(out, path, training)
     print(f"{out}: serve it with `python -m http.server --directory {out}`")

@@ -172,7 +172,10 @@ class EvaluateConfig(Section):
 
 class ExportConfig(Section):
     tolerance: Annotated[float, Field(gt=0)]
-    quantize: Literal["int8"] | None
+
+
+class QuantizeConfig(Section):
+    formats: list[Literal["int8"]]
     max_quality_loss: Annotated[float, Field(gt=0)]
 
 
@@ -194,6 +197,7 @@ class Params(Section):
     train: TrainConfig
     evaluate: EvaluateConfig
     export: ExportConfig
+    quantize: QuantizeConfig
     runtime: RuntimeConfig
 
 
@@ -231,7 +235,6 @@ VALUE_BEFORE: dict[str, dict[str, Any]] = {
         "compile": False,
         "processes": 1,
     },
-    "export": {"quantize": None, "max_quality_loss": 0.005},
 }
 
 

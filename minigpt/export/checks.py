@@ -107,7 +107,7 @@ def check_batches(backend: Backend) -> None:
     """
     if batch_changes_logits(backend):
         raise UserError(
-            "export.quantize: on this processor, a quantized model generates other texts in a "
+            "quantize.formats: on this processor, a quantized model generates other texts in a "
             "batch than alone; set it to null"
         )
 
@@ -116,7 +116,7 @@ def check_quality(bits: float, expected: float, max_loss: float) -> None:
     """Raise UserError if `bits` exceeds `expected` by more than the share `max_loss`."""
     if not bits <= expected * (1 + max_loss):  # also true for NaN
         raise UserError(
-            f"export.max_quality_loss: quantized, the model needs {bits:.4f} bits per character "
+            f"quantize.max_quality_loss: quantized, the model needs {bits:.4f} bits per character "
             f"instead of {expected:.4f}, {bits / expected - 1:.2%} more than before; at most "
-            f"{max_loss:.2%} is allowed; raise it, or set export.quantize to null"
+            f"{max_loss:.2%} is allowed; raise it, or set quantize.formats to []"
         )

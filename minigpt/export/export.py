@@ -33,7 +33,8 @@ def export(
     return data, {
         "max_logit_difference": difference,
         "tolerance": tolerance,
-        **_file_figures(data),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
 
 
@@ -41,35 +42,35 @@ def export_quantized(
     model: MiniGPT,
     metadata: dict[str, Any],
     quantize: str,
+    exported: OnnxBackend,
     bits_per_char: Callable[[OnnxBackend], float],
-    expected: float,
     max_loss: float,
-) -> tuple[bytes, dict[str, Any]]:
-    """Return the content of a quantized ONNX file and figures about it.
+) -> tuple[bytes, dict[str, float]]:
+    """Return the content of a quantized ONNX file and its quality.
 
     Args:
         model: Model to quantize.
         metadata: Metadata of the file, to which the figures are added.
         quantize: "int8".
+        exported: The same model without quantization.
         bits_per_char: Function that measures a backend.
-        expected: Bits per character without quantization.
         max_loss: Maximum increase of bits per character, as a share.
 
     Raises:
         UserError: The quality loss is larger than `max_loss`, or texts depend on the batch.
     """
     proto = build_proto(model, quantize)
-    quantization: dict[str, Any] = {"type": quantize, "block_size": BLOCK_SIZE}
+    quantization: dict[str, Any] = {
+        "type": quantize,
+        "block_size": BLOCK_SIZE,
+        "source_sha256": exported.sha256,
+    }
     # without the table of draft tokens, which would change the text (see `OnnxBackend`)
     metadata = {name: value for name, value in metadata.items() if name != "ngram_table"}
     with opened(serialize(proto, {**metadata, "quantization": quantization})) as quantized:
         check_batches(quantized)
         bits = bits_per_char(quantized)
+    expected = bits_per_char(exported)
     check_quality(bits, expected, max_loss)
     quality = {"bits_per_char": bits, "quality_loss": bits / expected - 1}
-    data = serialize(proto, {**metadata, "quantization": {**quantization, **quality}})
-    return data, {**quality, **_file_figures(data)}
-
-
-def _file_figures(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return serialize(proto, {**metadata, "quantization": {**quantization, **quality}}), quality

@@ -109,7 +109,7 @@ def training_data(project: Path, sha256: str) -> dict[str, Any] | None:
     They come from the reports of the project, or from the record of a tracked run, whichever names
     the file's `sha256`; samples are only in records.
     """
-    folders = [folder for folder in _report_folders(project) if sha256 in _exported(folder)]
+    folders = [folder for folder in _report_folders(project) if sha256 == _exported(folder)]
     if not folders:
         return None
     reports = folders[0]
@@ -122,6 +122,8 @@ def training_data(project: Path, sha256: str) -> dict[str, Any] | None:
     for folder in folders:
         with suppress(OSError, ValueError, KeyError, TypeError):
             data["evaluation"] |= parse_json((folder / "evaluation.json").read_bytes())
+        if losses := _baselines(folder / "baselines.csv"):
+            data["evaluation"]["baseline_loss"] = losses
         with suppress(OSError, ValueError, KeyError, TypeError):
             data["samples"] = parse_json((folder.parent / "samples.json").read_bytes())["data"]
     return data
@@ -132,12 +134,18 @@ def _report_folders(project: Path) -> Iterator[Path]:
     yield from sorted((project / ".minigpt/runs").glob("*/artifacts/reports"), reverse=True)
 
 
-def _exported(reports: Path) -> list[str]:
-    """Return the digests of the ONNX files in a report of the export."""
+def _exported(reports: Path) -> str:
+    """Return the digest of the ONNX file in a report of the export; empty if there is none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        report = parse_json((reports / "export.json").read_bytes())
-        return [report["sha256"], report.get("int8", {}).get("sha256", "")]
-    return []
+        return str(parse_json((reports / "export.json").read_bytes())["sha256"])
+    return ""
+
+
+def _baselines(file: Path) -> dict[str, float]:
+    """Return the losses of the baselines by name; none if the file is missing or damaged."""
+    with suppress(OSError, ValueError, KeyError), file.open(encoding="utf-8", newline="") as lines:
+        return {row["model"]: float(row["loss"]) for row in csv.DictReader(lines)}
+    return {}
 
 
 def _columns(file: Path) -> dict[str, list[float]]:

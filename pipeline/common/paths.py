@@ -11,7 +11,6 @@ TOKENS = Path("data/tokens")
 DOCUMENTS = Path("data/documents.parquet")
 MODEL = Path("models/minigpt.safetensors")
 ONNX_MODEL = Path("models/minigpt.onnx")
-INT8_MODEL = Path("models/int8/minigpt.onnx")
 REPORTS = Path("reports")
 CHARACTERS = REPORTS / "characters.csv"
 EVALUATION = REPORTS / "evaluation.json"

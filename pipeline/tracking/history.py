@@ -165,7 +165,7 @@ def restore_evaluation(record: Record, snapshot: Snapshot) -> None:
     """Add the evaluation and the export that `record` lacks and `snapshot` has."""
     known = record.latest_metrics()
     for stage, prefix in reports.PREFIXES.items():
-        texts = snapshot.reports(stage)
+        texts = snapshot.reports("quantize@int8" if stage == "quantize" else stage)
         if texts and not any(name.startswith(f"{prefix}/") for name in known):
             reports.add_stage(record, stage, snapshot.params, texts)
     if content := snapshot.onnx_model():

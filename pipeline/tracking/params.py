@@ -8,7 +8,11 @@ from ruamel.yaml import YAML
 
 from pipeline.tracking.git import git
 
-READER_PREFIXES = ("evaluate.", "export.")  # sections of stages that only read the model
+READER_PREFIXES = (
+    "evaluate.",
+    "export.",
+    "quantize.",
+)  # sections of stages that only read the model
 OTHER_PREFIXES = (*READER_PREFIXES, "runtime.")  # sections that do not determine the model
 # the abbreviations of the field, in names of runs, which MLflow cuts at some 30 characters
 SHORT_KEYS = {

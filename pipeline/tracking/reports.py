@@ -21,7 +21,7 @@ from pipeline.tracking.record import Record
 
 log = logging.getLogger(__name__)
 # stages that only read the model, and the prefix of their metrics
-PREFIXES = {"evaluate": "evaluation", "export": "export"}
+PREFIXES = {"evaluate": "evaluation", "export": "export", "quantize": "quantize"}
 BASELINE = "evaluation/baseline_loss/"
 SAMPLES = "samples.json"
 NUMBERS = (int, float)  # bool is a subclass of int, but no number here

@@ -16,9 +16,9 @@ from pipeline.tracking.store import client
 
 log = logging.getLogger(__name__)
 # metrics and tags of the stages that only read the model
-SUMMARY_PREFIXES = ("evaluation/", "export/")
+SUMMARY_PREFIXES = ("evaluation/", "export/", "quantize/")
 EVALUATION = (*SUMMARY_PREFIXES, *READER_PREFIXES, "validation_tokens", store.DESCRIPTION)
-MEASURED = ("val/", "evaluation/", "export/int8/")  # on the validation split
+MEASURED = ("val/", "evaluation/", "quantize/")  # on the validation split
 MAX_BATCH = 1000  # metrics in a request to MLflow
 
 

@@ -28,8 +28,6 @@ REDUCED, FULL = 6, 1800
 CHANGES = [  # so that each out differs from the old one
     ("val_fraction: auto", "val_fraction: 0.2"),
     ("lowercase: false", "lowercase: true"),
-    ("quantize: null", "quantize: int8"),
-    ("max_quality_loss: 0.005", "max_quality_loss: 1.0"),
 ]
 
 

@@ -158,6 +158,20 @@ def test_exchanged_model_gives_one_warning(cli, models, tmp_path):
         assert result.err.count("\n") == warnings
 
 
+def test_quantized_form_of_an_earlier_model_is_refused(cli, trained, tokenizer, tmp_path):
+    quantization = {"type": "int8", "block_size": 64, "source_sha256": "1" * 64}
+    metadata = model_metadata(trained.model, tokenizer, quantization=quantization)
+    for folder in ("models", "reports"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "models/minigpt.int8.onnx"
+    file.write_bytes(to_onnx(trained.model, metadata, "int8"))
+    for sha256, code in (("1" * 64, 0), ("2" * 64, 1)):
+        (tmp_path / "reports/export.json").write_text(json.dumps({"sha256": sha256}))
+        result = cli("info", "-m", "models/minigpt.int8.onnx", code=code, cwd=tmp_path)
+        assert ("made from another model than models/minigpt.onnx" in result.err) == bool(code)
+        assert result.err.count("\n") == code
+
+
 # generate
 
 

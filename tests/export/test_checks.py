@@ -137,11 +137,11 @@ def test_nan_logits_fail_the_quality_check(exported, sentences):
 def test_excessive_quality_loss_is_rejected():
     check_quality(1.005, 1.0, 0.01)
     expected = (
-        r"export\.max_quality_loss: .* 1\.0200 bits per character instead of 1\.0000, 2\.00% more"
+        r"quantize\.max_quality_loss: .* 1\.0200 bits per character instead of 1\.0000, 2\.00% more"
     )
     with pytest.raises(UserError, match=expected):
         check_quality(1.02, 1.0, 0.01)
-    with pytest.raises(UserError, match=r"export\.max_quality_loss"):
+    with pytest.raises(UserError, match=r"quantize\.max_quality_loss"):
         check_quality(float("nan"), 1.0, 0.01)
 
 

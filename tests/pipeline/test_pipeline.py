@@ -444,19 +444,26 @@ def test_bad_parameters_are_one_line(project, old, new, message):
 
 @pytest.mark.slow
 def test_a_quantized_model_is_a_second_file(project):
-    assert [file.name for file in (project.root / "models/int8").iterdir()] == ["none"]
-    project.edit("params.yaml", "quantize: null", "quantize: int8")
-    project.run("dvc", "repro")
-    quality = json.loads((project.root / "reports/export.json").read_text())["int8"]
+    assert "models/minigpt.int8.onnx" not in project.run("dvc", "stage", "list")
+    out = project.run("dvc", "exp", "run", "-S", "quantize.formats=[int8]")
+    assert re.findall(r"Running stage '(.*?)'", out) == ["quantize@int8"]
+    quality = json.loads((project.root / "reports/int8.json").read_text())["int8"]
     assert abs(quality["quality_loss"]) < 0.005
     described = json.loads(
-        project.run("minigpt-cli", "info", "--model", "models/int8/minigpt.onnx", "--json")
+        project.run("minigpt-cli", "info", "--model", "models/minigpt.int8.onnx", "--json")
     )
     assert described["quantization"]["bits_per_char"] == quality["bits_per_char"]
     expected = json.loads((project.root / "reports/evaluation.json").read_text())["bits_per_char"]
     assert quality["bits_per_char"] == pytest.approx(
         expected * (1 + quality["quality_loss"]), rel=1e-4
     )
+    assert runs(project)[-1].data.metrics["quantize/int8/quality_loss"] == quality["quality_loss"]
+
+    # without int8 on the list, the file stays until the next training
+    project.run("dvc", "exp", "run", "-S", "quantize.formats=[]", "-S", "train.seed=1")
+    out = project.run("minigpt-cli", "info", "--model", "models/minigpt.int8.onnx", code=1)
+    assert "models/minigpt.int8.onnx: made from another model than models/minigpt.onnx" in out
+    assert out.count("\n") == 1
 
 
 def test_missing_packages_are_one_line(project, tmp_path):

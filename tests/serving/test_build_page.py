@@ -87,9 +87,10 @@ def test_failing_npm_is_one_line(model, tmp_path, monkeypatch):
 def test_training_data_is_that_of_the_model(tmp_path):
     def reports(folder: Path, sha256: str, loss: float) -> None:
         folder.mkdir(parents=True)
-        (folder / "export.json").write_text(json.dumps({"sha256": sha256, "int8": {}}))
+        (folder / "export.json").write_text(json.dumps({"sha256": sha256}))
         (folder / "training.csv").write_text(f"step,train/loss\n20,{loss}\n")
-        (folder / "evaluation.json").write_text('{"baseline_loss": {"unigram": 3.0}}')
+        (folder / "evaluation.json").write_text('{"loss": 2.0}')
+        (folder / "baselines.csv").write_text("model,loss\nunigram,3.0\n")
 
     assert training_data(tmp_path, SHA256) is None
     reports(tmp_path / "reports", "another", 9.0)
@@ -101,7 +102,7 @@ def test_training_data_is_that_of_the_model(tmp_path):
     assert found == {
         "training": {"step": [20.0], "train/loss": [2.5]},
         "validation": {},
-        "evaluation": {"baseline_loss": {"unigram": 3.0}},
+        "evaluation": {"loss": 2.0, "baseline_loss": {"unigram": 3.0}},
         "samples": [[20, "Th"]],
     }
     (record / "samples.json").write_text("{")  # damaged
