@@ -61,5 +61,6 @@ bench: setup ## measure the speed of tokenization against other libraries
 campaign: setup ## go on trying to break MiniGPT, by numbered cases; NAME=damage, faults, hostile, kills, params or stores, MINUTES=60
 	PYTHONPATH=tests:. python tests/campaigns/campaign.py $(NAME) --minutes $(or $(MINUTES),60)
 
-docs: setup ## generate docs/cli.md from the help of minigpt-cli
+docs: setup ## generate docs/cli.md and the pictures of the guide, which show the current model
 	typer minigpt.cli.app utils docs --name minigpt-cli --output docs/cli.md
+	python -m pipeline.tools.pictures
