@@ -96,7 +96,7 @@ def attention(model: MiniGPT, tokenizer: Tokenizer) -> Figure:
 def roles(labels: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
     """Return pairs of a position and the position that a head with a certain role attends to."""
     positions = range(1, len(labels))
-    starts = accumulate(positions, lambda start, t: t if labels[t][0] == "␣" else start)
+    starts = accumulate(positions, lambda start, t: t if labels[t - 1] == "␣" else start)
     return {
         "previous token": [(t, t - 1) for t in positions],
         # only where this is not also the previous token

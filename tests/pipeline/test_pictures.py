@@ -54,9 +54,9 @@ def test_attention_shows_the_heads_with_a_role(model, tokenizer, monkeypatch):
 
 
 def test_roles_name_what_a_position_attends_to():
-    roles = pictures.roles(["<bos>", "a", "n", "d", "␣", "o", "n"])
+    roles = pictures.roles(["<bos>", *"and␣one"])
     assert roles["previous token"][:2] == [(1, 0), (2, 1)]
-    assert roles["start of the word"] == [(3, 1), (6, 4)]
+    assert roles["start of the word"] == [(3, 1), (4, 1), (7, 5)]
 
 
 def test_sampling_shows_probabilities(model, tokenizer):
