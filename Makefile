@@ -38,7 +38,7 @@ test-full: setup ## run all tests at full count, in about 25 minutes
 	python -m pytest $(PARALLEL) --full
 
 lint: setup ## check style, spelling and types
-	ruff check . && ruff format --check . && codespell && mypy
+	ruff check . && ruff format --check . && codespell && mypy && nbstripout --verify examples/*.ipynb
 
 ui: setup ## compare the tracked runs in the browser; PORT=5001 uses another port
 	python -m pipeline.tools.ui

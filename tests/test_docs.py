@@ -10,8 +10,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT, free_port
+from nbclient import NotebookClient
 
 README = (ROOT / "README.md").read_text()
 # commands of the README that CI or another test runs
@@ -87,6 +89,30 @@ def test_links_resolve():
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_pictures_are_small_described_and_shown():
+    shown = []
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for text, target in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", document.read_text()):
+            if not target.startswith("http"):
+                assert len(text) > 20, f"{document.name}: {target} needs a longer description"
+                shown.append((document.parent / target).resolve())
+    pictures = list((ROOT / "docs/pictures").iterdir())
+    assert len(pictures) == 5
+    assert set(pictures) <= set(shown)
+    assert all(picture.stat().st_size < 60_000 for picture in pictures)
+
+
+@pytest.mark.slow
+def test_notebook_trains_a_model_that_memorizes_its_text():
+    notebook = nbformat.read(ROOT / "examples/tour.ipynb", as_version=4)
+    folder = {"metadata": {"path": str(ROOT / "examples")}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "The quick brown fox jumps over the lazy dog." in text.split("step 300")[1]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
 
 
 def test_tree_lists_every_module():
