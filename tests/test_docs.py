@@ -108,7 +108,7 @@ def test_pictures_are_small_described_and_shown():
 def test_notebook_trains_a_model_that_memorizes_its_text():
     notebook = nbformat.read(ROOT / "examples/tour.ipynb", as_version=4)
     folder = {"metadata": {"path": str(ROOT / "examples")}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=folder).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "The quick brown fox jumps over the lazy dog." in text.split("step 300")[1]
