@@ -30,7 +30,7 @@ from pipeline.tracking import figures
 FOLDER = Path("docs/pictures")
 WIDTH, DPI = 9, 160  # inches, pixels per inch
 
-SENTENCE = "The cat sat on the mat."  # for attention
+SENTENCE = "The children watched a seagull."  # for attention
 PROMPT = "Once upon a time there was a b"  # for sampling
 TEMPERATURES, TOP_K, NUM_CANDIDATES = (0.5, 1.0, 2.0), 5, 16
 LONG_SENTENCE = "The old fisherman was mending his nets when a seagull landed."  # for subwords

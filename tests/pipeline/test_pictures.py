@@ -4,9 +4,9 @@ from conftest import ROOT, build_model
 
 from pipeline.tools import pictures
 
-# heads (T, T) of a text of 24 tokens, <bos> included
-PREVIOUS = torch.eye(24).roll(-1, 1)
-FIRST = torch.zeros(24, 24).index_fill(1, torch.tensor(0), 1.0)
+T = 1 + len(pictures.SENTENCE)  # <bos> included
+PREVIOUS = torch.eye(T).roll(-1, 1)  # heads (T, T)
+FIRST = torch.zeros(T, T).index_fill(1, torch.tensor(0), 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def test_same_picture_has_the_same_bytes(folder):
 
 
 def test_attention_shows_the_heads_with_a_role(model, tokenizer, monkeypatch):
-    word_start = torch.eye(24)
+    word_start = torch.eye(T)
     for t, s in pictures.roles(["<bos>", *pictures.SENTENCE.replace(" ", "␣")])[
         "start of the word"
     ]:
-        word_start[t] = torch.eye(24)[s]
+        word_start[t] = torch.eye(T)[s]
     maps = [torch.stack([FIRST, word_start]), torch.stack([PREVIOUS, FIRST])]
     monkeypatch.setattr(pictures.figures, "attention_maps", lambda *args: maps)
     titles = [axes.get_title() for axes in pictures.attention(model, tokenizer).axes]
