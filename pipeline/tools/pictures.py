@@ -96,7 +96,8 @@ def attention(model: MiniGPT, tokenizer: Tokenizer) -> Figure:
 def roles(labels: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
     """Return pairs of a position and the position that a head with a certain role attends to."""
     positions = range(1, len(labels))
-    starts = accumulate(positions, lambda start, t: t if labels[t - 1] == "␣" else start)
+    # the largest number so far: 1, or the position after the last space
+    starts = accumulate((t if labels[t - 1] == "␣" else 1 for t in positions), max)
     return {
         "previous token": [(t, t - 1) for t in positions],
         # only where this is not also the previous token
@@ -108,8 +109,8 @@ def loss(reports: Path) -> Figure:
     """Draw the losses of the last training and those of the baselines."""
     with read_errors(reports, "run `dvc repro`"):
         curves = [pd.read_csv(reports / f"{name}.csv") for name in ("training", "validation")]
-        evaluation = json.loads((reports / paths.EVALUATION.name).read_text())
-    return figures.loss(pd.concat(curves), evaluation["baseline_loss"])
+        details = json.loads((reports / paths.EVALUATION_DETAILS.name).read_text())
+    return figures.loss(pd.concat(curves), details["baseline_loss"])
 
 
 @torch.inference_mode()
@@ -158,7 +159,7 @@ def draw_attention(axes: Axes, weights: Tensor, labels: Sequence[str]) -> None:
     axes.set_xticks(ticks, labels, family="monospace")
     axes.tick_params(length=0, labelsize=8)
     for text in axes.get_xticklabels():
-        text.set_rotation("vertical" if len(text.get_text()) > 1 else "horizontal")
+        text.set_rotation(90 if len(text.get_text()) > 1 else 0)
     axes.set(xlabel="attends to", ylabel="position")
 
 
