@@ -4,7 +4,6 @@ The other figures of a model are in `pipeline/tracking/figures.py`, for the page
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from minigpt.common.config import load_params
 from minigpt.common.files import atomic_file, read_errors
-from minigpt.common.plots import drawable
 from minigpt.corpus.corpus import Corpus
 from minigpt.model.checkpoint import load_model
 from minigpt.model.model import MiniGPT, PositionalEncoding
@@ -82,7 +80,7 @@ def attention(model: MiniGPT, tokenizer: Tokenizer) -> Figure:
     """Draw the head that attends most to the previous token, and that to the start of the word."""
     ids = tokenizer.encode(SENTENCE)[:-1][: model.max_seq_len]
     weights = torch.stack(figures.attention_maps(model, torch.tensor([ids])))  # (L, H, T, T)
-    labels = [label(tokenizer, token) for token in ids]
+    labels = [figures.token_label(tokenizer, token) for token in ids]
     figure = Figure(figsize=(WIDTH, 5), layout="constrained")
     for axes, (role, pairs) in zip(figure.subplots(1, 2), roles(labels).items(), strict=True):
         rows, columns = zip(*pairs, strict=True)
@@ -109,8 +107,8 @@ def loss(reports: Path) -> Figure:
     """Draw the losses of the last training and those of the baselines."""
     with read_errors(reports, "run `dvc repro`"):
         curves = [pd.read_csv(reports / f"{name}.csv") for name in ("training", "validation")]
-        details = json.loads((reports / paths.EVALUATION_DETAILS.name).read_text())
-    return figures.loss(pd.concat(curves), details["baseline_loss"])
+        baselines = pd.read_csv(reports / paths.BASELINES.name, index_col="model")["loss"]
+    return figures.loss(pd.concat(curves), baselines.to_dict())
 
 
 @torch.inference_mode()
@@ -128,7 +126,7 @@ def sampling(model: MiniGPT, tokenizer: Tokenizer) -> Figure:
     for number, (axes, title) in enumerate(zip(panels.flat, bars, strict=True)):
         axes.bar(range(len(best)), bars[title], color=f"C{number}")
         axes.set_title(title)
-    labels = [label(tokenizer, token) for token in best.tolist()]
+    labels = [figures.token_label(tokenizer, token) for token in best.tolist()]
     for axes in panels[1]:
         axes.set_xticks(range(len(best)), labels, family="monospace")
     figure.supylabel("probability")
@@ -181,26 +179,17 @@ def draw_tokens(axes: Axes, rows: Mapping[str, Sequence[str]]) -> None:
 
 def draw_token_lengths(axes: Axes, tokenizer: BPETokenizer) -> None:
     """Draw the number of merged tokens of each length, and the tokens that were merged first."""
-    merged = tokenizer.token_strings[len(SPECIAL_TOKENS) + 256 :]
-    by_length = {n: list(tokens) for n, tokens in groupby(sorted(merged, key=len), key=len)}
+    merged = range(len(SPECIAL_TOKENS) + 256, tokenizer.vocab_size)
+    labels = sorted((figures.token_label(tokenizer, token) for token in merged), key=len)
+    by_length = {length: list(tokens) for length, tokens in groupby(labels, key=len)}
     axes.barh(list(by_length), [len(tokens) for tokens in by_length.values()])
     for length, tokens in by_length.items():
-        examples = "  ".join(map(visible, tokens[:NUM_EXAMPLES]))
+        examples = "  ".join(tokens[:NUM_EXAMPLES])
         axes.text(len(tokens) + 3, length, examples, family="monospace", size=8, va="center")
     axes.set_title(f"Tokens of the vocabulary of {tokenizer.vocab_size:,} by length")
     axes.set(xlabel="number of tokens", ylabel="characters", yticks=list(by_length))
     axes.set_xlim(right=1.6 * max(map(len, by_length.values())))
     axes.invert_yaxis()
-
-
-def label(tokenizer: Tokenizer, token: int) -> str:
-    """Return a visible text for a token."""
-    return visible(tokenizer.token_strings[token] or SPECIAL_TOKENS[token])
-
-
-def visible(text: str) -> str:
-    """Replace white space and characters that the font lacks by visible ones."""
-    return drawable(text.replace(" ", "␣").replace("\n", "⏎"))
 
 
 if __name__ == "__main__":

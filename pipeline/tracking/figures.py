@@ -58,7 +58,7 @@ def positional_encoding(encoding: PositionalEncoding | LearnedEncoding) -> Figur
 def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Figure:
     """Draw the attention weights of each head: from each row to the columns, brighter if larger."""
     ids = tokenizer.encode(text)[: model.max_seq_len]
-    labels = [_token_label(tokenizer, token) for token in ids]
+    labels = [token_label(tokenizer, token) for token in ids]
     weights = torch.stack(attention_maps(model, torch.tensor([ids]))).sqrt().cpu()  # (L, H, T, T)
     L, H = weights.shape[:2]
     figure = Figure(figsize=(1 + 3 * H, 1 + 3 * L), dpi=150)
@@ -80,7 +80,8 @@ def attention(model: MiniGPT, tokenizer: Tokenizer, text: str = SENTENCE) -> Fig
     return figure
 
 
-def _token_label(tokenizer: Tokenizer, token: int) -> str:
+def token_label(tokenizer: Tokenizer, token: int) -> str:
+    """Return the visible text of a token."""
     text = tokenizer.token_strings[token]
     return _label(text.replace(" ", "␣").replace("\n", "⏎")) if text else SPECIAL_TOKENS[token]
 
