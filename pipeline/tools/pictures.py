@@ -53,9 +53,9 @@ def save(name: str, figure: Figure) -> None:
     """Write a PNG file of at most 256 colors, a third of the size of one with all colors."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    with Image.open(buffer) as image, atomic_file(FOLDER / f"{name}.png") as file:
-        few = image.convert("RGB").quantize(method=Image.Quantize.FASTOCTREE)
-        few.save(file, format="png", optimize=True)
+    image = Image.open(buffer).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE)
+    with atomic_file(FOLDER / f"{name}.png") as file:
+        image.save(file, format="png", optimize=True)
 
 
 def positions(d_model: int, max_seq_len: int) -> Figure:
