@@ -19,6 +19,7 @@ from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
+from pipeline.common.threads import use_threads
 from pipeline.tracking.run import Run
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,9 @@ METRICS = ("loss", "bits_per_char", "accuracy")  # compared between experiments
 
 
 def main() -> None:
-    config = load_params().evaluate
+    params = load_params()
+    config = params.evaluate
+    use_threads(params.threads)
     model, metadata = load_model(paths.MODEL)
     tokenizer = tokenizer_from_dict(metadata["tokenizer"])
     tokens = Tokens(paths.TOKENS, tokenizer)

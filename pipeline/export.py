@@ -9,16 +9,18 @@ from minigpt.export.export import export
 from minigpt.model.checkpoint import load_model
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
+from pipeline.common.threads import use_threads
 from pipeline.tracking.run import Run
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    config = load_params().export
+    params = load_params()
+    config, threads = params.export, use_threads(params.threads)
     model, metadata = load_model(paths.MODEL)
     with Run() as run:
-        data, result = export(model, metadata, config.tolerance)
+        data, result = export(model, metadata, config.tolerance, threads)
         atomic_write(paths.ONNX_MODEL, data)
         atomic_write(paths.EXPORT, json.dumps(result, indent=1) + "\n")
         run.report("export", config, [paths.EXPORT, paths.ONNX_MODEL])

@@ -17,6 +17,7 @@ from minigpt.model.checkpoint import load_model
 from minigpt.tokenizer import tokenizer_from_dict
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
+from pipeline.common.threads import use_threads
 from pipeline.tracking.run import Run
 
 log = logging.getLogger(__name__)
@@ -26,15 +27,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.quantize")
     parser.add_argument("format", choices=["int8"])
     name = parser.parse_args().format
-    config = load_params().quantize
+    params = load_params()
+    config, threads = params.quantize, use_threads(params.threads)
     model, metadata = load_model(paths.MODEL)
     tokens = Tokens(paths.TOKENS, tokenizer_from_dict(metadata["tokenizer"]))
     bits_per_char = partial(_bits_per_char, tokens, metadata["train"]["layout"])
     file, report = paths.ONNX_MODEL.with_suffix(f".{name}.onnx"), paths.REPORTS / f"{name}.json"
     with Run() as run:
-        exported = OnnxBackend(paths.ONNX_MODEL)
+        exported = OnnxBackend(paths.ONNX_MODEL, threads)
         data, quality = export_quantized(
-            model, metadata, name, exported, bits_per_char, config.max_quality_loss
+            *(model, metadata, name, exported, bits_per_char),
+            *(config.max_quality_loss, threads),
         )
         atomic_write(file, data)
         atomic_write(report, json.dumps({name: quality}, indent=1) + "\n")

@@ -14,6 +14,7 @@ from minigpt.training.setup import build_trainer, user_errors
 from minigpt.training.train import Interrupted, Metrics, Trainer
 from pipeline.common import paths, stage
 from pipeline.common.progress import TrainingProgress
+from pipeline.common.threads import use_threads
 from pipeline.tracking.run import TrainingRun
 
 
@@ -22,6 +23,7 @@ def main() -> None:
     if params.train.processes > 1 and not distributed.launched():
         distributed.launch("pipeline.train", params.train.processes)
         return
+    use_threads(params.threads)
     with distributed.joined() as group, user_errors(), suppress(Interrupted):
         tokenizer = load_tokenizer(paths.VOCAB)
         tokens = Tokens(paths.TOKENS, tokenizer)

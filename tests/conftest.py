@@ -232,6 +232,7 @@ TINY = {
     "log_interval: 20": "log_interval: 5",
     "checkpoint_interval: 200": "checkpoint_interval: 5",
     "max_new_tokens: 300": "max_new_tokens: 30",
+    "threads: 2": "threads: 1",
 }
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def test_deps_of_a_stage_are_the_packages_it_imports(stage):
 def keys_read(stage: str, root: Path = ROOT) -> set[str]:
     """Return the keys of params.yaml that the code of a stage reads, as section.key.
 
-    The code reads a key as `params.section.key`, or as `config.key`, if it passes on the section.
+    The code reads a key as `params.section.key`, or as `config.key`, if it passes on the section,
+    and a key outside of the sections as `params.key`.
     """
     trees = {
         file: ast.parse((root / file).read_text())
@@ -107,12 +109,19 @@ def keys_read(stage: str, root: Path = ROOT) -> set[str]:
     names = {".".join(pair) for pair in attributes}
     sections = {name for owner, name in attributes if owner in ("params", "load_params()")}
     sections -= {"runtime"}  # its keys affect no output
+    return {
+        key
+        for key in keys_of(sections)
+        if names & {key, f"config.{key.split('.')[-1]}", f"params.{key}"}
+    }
+
+
+def keys_of(sections: Iterable[str]) -> set[str]:
+    """Return the keys of `sections` as section.key; a key outside of the sections is its own."""
     keys = set()
     for section in sections:
-        fields = Params.model_fields[section].annotation.model_fields
-        keys |= {
-            f"{section}.{key}" for key in fields if names & {f"{section}.{key}", f"config.{key}"}
-        }
+        fields = getattr(Params.model_fields[section].annotation, "model_fields", None)
+        keys |= {section} if fields is None else {f"{section}.{key}" for key in fields}
     return keys
 
 
@@ -120,14 +129,10 @@ def keys_read(stage: str, root: Path = ROOT) -> set[str]:
 def test_params_of_a_stage_are_what_it_reads(stage):
     listed = STAGES[stage]["params"]
     assert listed == sorted(listed)
-    sections = [name for name in listed if "." not in name]
+    single = {name for name in listed if "." in name}
     # the list of a foreach is read by DVC itself
     loop = re.sub(r"[${}]", "", DVC["stages"][stage].get("foreach", ""))
-    assert keys_read(stage) | {loop} - {""} == {name for name in listed if "." in name} | {
-        f"{section}.{key}"
-        for section in sections
-        for key in Params.model_fields[section].annotation.model_fields
-    }
+    assert keys_read(stage) | {loop} - {""} == single | keys_of(set(listed) - single)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,7 @@ def test_params_of_a_stage_are_what_it_reads(stage):
         ("train", "minigpt/training/optim.py", "config.beta2"),
         ("prepare", "minigpt/corpus/readers.py", "self.config.text_column"),
         ("export", "pipeline/export.py", "config.tolerance"),
+        ("evaluate", "pipeline/evaluate.py", "params.threads"),
     ],
 )
 def test_keys_read_detects_an_unread_key(tmp_path, stage, file, read):
@@ -144,8 +150,10 @@ def test_keys_read_detects_an_unread_key(tmp_path, stage, file, read):
     text = (tmp_path / file).read_text()
     assert read in text
     (tmp_path / file).write_text(text.replace(read, "None"))
+    section = "data" if stage == "prepare" else stage
+    key = read.split(".")[-1]
     assert keys_read(stage) - keys_read(stage, tmp_path) == {
-        f"{stage if stage != 'prepare' else 'data'}.{read.split('.')[-1]}"
+        key if read.startswith("params") else f"{section}.{key}"
     }
 
 

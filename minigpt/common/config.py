@@ -30,6 +30,7 @@ from minigpt.common.text import Normalization
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Literal["auto"] | Annotated[int, Field(gt=0, le=1024)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -187,8 +188,8 @@ class RuntimeConfig(Section):
 class Params(Section):
     """Contents of params.yaml.
 
-    One section for each stage (`data` and `tokenizer` for the first two), and `runtime`, whose keys
-    change no output.
+    One section for each stage (`data` and `tokenizer` for the first two), `threads`, which several
+    stages read, and `runtime`, whose keys change no output.
     """
 
     data: DataConfig
@@ -198,6 +199,7 @@ class Params(Section):
     evaluate: EvaluateConfig
     export: ExportConfig
     quantize: QuantizeConfig
+    threads: Threads
     runtime: RuntimeConfig
 
 
@@ -302,5 +304,6 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _key(problem: ErrorDetails) -> str:
-    """Return section.key, without the branch of a union that pydantic appends."""
-    return ".".join(str(part) for part in problem["loc"][:2])
+    """Return section.key, or threads, without the branch of a union that pydantic appends."""
+    depth = 1 if problem["loc"][:1] == ("threads",) else 2
+    return ".".join(str(part) for part in problem["loc"][:depth])

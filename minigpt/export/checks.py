@@ -19,12 +19,12 @@ STEPS = 32  # decoded by `batch_changes_logits`
 
 
 @contextlib.contextmanager
-def opened(data: bytes) -> Iterator[OnnxBackend]:
-    """Open the content of an ONNX file as a backend."""
+def opened(data: bytes, threads: int) -> Iterator[OnnxBackend]:
+    """Open the content of an ONNX file as a backend with this number of threads."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(data)
-        yield OnnxBackend(path)
+        yield OnnxBackend(path, threads)
 
 
 def max_logit_difference(expected: Backend, found: Backend, seed: int = 0) -> float:

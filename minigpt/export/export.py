@@ -19,15 +19,15 @@ from minigpt.model.model import MiniGPT
 
 
 def export(
-    model: MiniGPT, metadata: dict[str, Any], tolerance: float
+    model: MiniGPT, metadata: dict[str, Any], tolerance: float, threads: int
 ) -> tuple[bytes, dict[str, Any]]:
-    """Return the content of an ONNX file and figures about it.
+    """Return the content of an ONNX file and figures about it, checked with `threads` threads.
 
     Raises:
         UserError: A logit differs from the model's by more than `tolerance`.
     """
     data = to_onnx(model, metadata)
-    with opened(data) as exported:
+    with opened(data, threads) as exported:
         difference = max_logit_difference(TorchBackend(model, exported.tokenizer), exported)
     check_parity(difference, tolerance)
     return data, {
@@ -45,6 +45,7 @@ def export_quantized(
     exported: OnnxBackend,
     bits_per_char: Callable[[OnnxBackend], float],
     max_loss: float,
+    threads: int,
 ) -> tuple[bytes, dict[str, float]]:
     """Return the content of a quantized ONNX file and its quality.
 
@@ -55,6 +56,7 @@ def export_quantized(
         exported: The same model without quantization.
         bits_per_char: Function that measures a backend.
         max_loss: Maximum increase of bits per character, as a share.
+        threads: Threads of ONNX Runtime in the checks.
 
     Raises:
         UserError: The quality loss is larger than `max_loss`, or texts depend on the batch.
@@ -67,7 +69,8 @@ def export_quantized(
     }
     # without the table of draft tokens, which would change the text (see `OnnxBackend`)
     metadata = {name: value for name, value in metadata.items() if name != "ngram_table"}
-    with opened(serialize(proto, {**metadata, "quantization": quantization})) as quantized:
+    unchecked = serialize(proto, {**metadata, "quantization": quantization})
+    with opened(unchecked, threads) as quantized:
         check_batches(quantized)
         bits = bits_per_char(quantized)
     expected = bits_per_char(exported)

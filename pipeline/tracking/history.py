@@ -61,11 +61,11 @@ class Snapshot:
     @property
     def params(self) -> dict[str, Any]:
         """The flat parameters that the stages were run with."""
-        sections: dict[str, Any] = {}
+        sections: dict[str, Any] = {}  # and `threads`, a single value
         for entry in self._stages.values():
             for name, values in entry.get("params", {}).get("params.yaml", {}).items():
                 if "." not in name:  # the key of a section that another stage depends on as a whole
-                    sections.setdefault(name, {}).update(values)
+                    sections[name] = values
         if self._md5s("train").get(paths.MODEL) != self.model_md5:  # trained without DVC
             metadata = load(paths.MODEL)[1]
             sections |= {"model": metadata["config"], "train": metadata["train"]}

@@ -67,7 +67,7 @@ def run_name(title: str, changed: Mapping[str, Any]) -> str:
 
 
 def _short_key(name: str) -> str:
-    key = name.partition(".")[2]
+    key = name.rpartition(".")[2]
     return SHORT_KEYS.get(key, key)
 
 

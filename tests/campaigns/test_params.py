@@ -16,9 +16,11 @@ EXAMPLES = 25  # of a case
 REDUCED, FULL = 4, 2000
 SECTIONS = {
     section: {key: json.dumps(value) for key, value in values.items()}
-    for section, values in PARAMS.model_dump().items()
+    for section, values in PARAMS.model_dump(exclude={"threads"}).items()
 }
+SINGLE = {"threads": json.dumps(PARAMS.threads)}  # keys outside of the sections
 KEYS = [(section, key) for section, values in SECTIONS.items() for key in (*values, "unknown")]
+KEYS += [("", key) for key in SINGLE]
 
 # values as YAML texts: extreme numbers, tags that fit or not, anchors, and syntax errors
 LIMITS = [0, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**308, 10**400, 10**4000]
@@ -53,7 +55,10 @@ changes = st.dictionaries(
 
 def to_yaml(changed: dict[tuple[str, str], str | None]) -> bytes:
     """Return params.yaml with changed values; None removes a key."""
-    lines = []
+    single = {key: value for (section, key), value in changed.items() if not section}
+    lines = [
+        f"{key}: {value}" for key, value in {**SINGLE, **single}.items() if value is not None
+    ]
     for section, values in SECTIONS.items():
         named = {key: value for (other, key), value in changed.items() if other == section}
         lines.append(f"{section}:")
@@ -73,7 +78,7 @@ def load(path: Path, changed: dict[tuple[str, str], str | None]) -> bool:
     else:
         assert Params(**params.model_dump()) == params
         return True
-    sections = [f"{path}: {section}" for section, _ in changed]
+    sections = [f"{path}: {section or key}" for section, key in changed]
     assert message.startswith((f"{path}: not valid YAML: ", *sections))
     assert message.isprintable()
     return False

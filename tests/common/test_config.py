@@ -140,6 +140,8 @@ def test_params_are_immutable():
             'init_from: "pretrained/\\0"',
             "train.init_from: must not contain",
         ),
+        ("threads: 2 ", "threads: 0 ", "threads: .*greater than 0"),
+        ("threads: 2 ", "threads: all ", "threads: Input should be 'auto' or .*, but it is 'all'"),
         ("path: data/raw/tales.txt", 'path: "a\\0b"', "data.path: must not contain a NUL"),
         ('pattern: "*"', 'pattern: "a\\0b"', "data.pattern: must not contain a NUL"),
     ],
