@@ -7,7 +7,7 @@ MOVED := $(shell test -L .venv -o ! -f $(READY) || grep -qsF " $(CURDIR)/.venv" 
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help moved setup repro test test-slow test-all test-full lint ui sweep promote sync page bench campaign docs
+.PHONY: help moved setup repro back test test-slow test-all test-full lint ui sweep promote sync page bench campaign docs
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -23,7 +23,11 @@ setup: $(READY) ## create .venv with all packages
 
 repro: setup $(RECIPE:%=recipes/%) ## run the pipeline; RECIPE=fast uses the parameters of recipes/fast
 	$(if $(RECIPE),dvc exp run $(addprefix -S ,$(shell cat recipes/$(RECIPE))),dvc repro)
+	$(if $(RECIPE),,python -m pipeline.tools.baseline)
 	python -m pipeline.tools.summary
+
+back: setup ## go back to the results of `make repro` after experiments; saves the present state first
+	python -m pipeline.tools.back
 
 test: setup ## run the fast tests, in about 4 minutes on two cores
 	python -m pytest $(PARALLEL)

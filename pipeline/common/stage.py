@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from minigpt.common.entry_point import raise_on_interrupt, run_program
+from pipeline.common.tries import mark_try
 
 log = logging.getLogger(__name__)
 
@@ -46,4 +47,5 @@ def run_stage(main: Callable[[], None]) -> None:
         logging.getLogger(package).setLevel(logging.INFO)
     if os.environ.get("RANK", "0") != "0":
         logging.disable()  # of the processes that train together, rank 0 logs for all
+    mark_try()
     run_program(main, unnamed=str(Path.cwd()))

@@ -56,9 +56,7 @@ changes = st.dictionaries(
 def to_yaml(changed: dict[tuple[str, str], str | None]) -> bytes:
     """Return params.yaml with changed values; None removes a key."""
     single = {key: value for (section, key), value in changed.items() if not section}
-    lines = [
-        f"{key}: {value}" for key, value in {**SINGLE, **single}.items() if value is not None
-    ]
+    lines = [f"{key}: {value}" for key, value in {**SINGLE, **single}.items() if value is not None]
     for section, values in SECTIONS.items():
         named = {key: value for (other, key), value in changed.items() if other == section}
         lines.append(f"{section}:")
