@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from minigpt.common.config import Params, load_params
+from minigpt.common.config import NO_MODEL, Params, load_params
 from minigpt.common.errors import UserError
 from minigpt.common.files import atomic_write
 from minigpt.corpus import fast_path
@@ -66,9 +66,9 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, min_freq: int) -> Counter[str]:
 def _tokenizer(params: Params) -> Tokenizer:
     normalization, lowercase = params.data.normalization, params.tokenizer.lowercase
     if params.tokenizer.type == "pretrained":
-        if params.train.init_from is None:
+        if params.train.init_from == NO_MODEL:
             raise UserError(
-                "tokenizer.type: it is pretrained, but train.init_from is null; "
+                f"tokenizer.type: it is pretrained, but train.init_from is {NO_MODEL}; "
                 "set this to a model in pretrained/"
             )
         return load_tokenizer_of_model(Path(params.train.init_from))

@@ -32,6 +32,7 @@ PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 Threads = Literal["auto"] | Annotated[int, Field(gt=0, le=1024)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+NO_MODEL = "pretrained/none"  # as train.init_from; it exists, as a dependency of a stage must
 
 
 def _check_path(path: str) -> str:
@@ -129,7 +130,7 @@ class TrainConfig(Section):
     eval_batches: PositiveInt | None
     log_interval: PositiveInt
     patience: PositiveInt | None
-    init_from: FilePath | None
+    init_from: FilePath
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
     compile: bool
@@ -138,11 +139,9 @@ class TrainConfig(Section):
 
     @field_validator("init_from")
     @classmethod
-    def init_from_is_in_pretrained(cls, path: str | None) -> str | None:
-        if path is not None and not path.startswith("pretrained/"):
-            raise ValueError(
-                "must be a file in pretrained/, which the stage depends on; copy the model there"
-            )
+    def init_from_is_in_pretrained(cls, path: str) -> str:
+        if not path.startswith("pretrained/"):
+            raise ValueError(f"must be a file in pretrained/ (or {NO_MODEL}); copy the model there")
         return path
 
     @model_validator(mode="after")
@@ -231,7 +230,7 @@ VALUE_BEFORE: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "schedule": "cosine",
         "eval_batches": None,
-        "init_from": None,
+        "init_from": NO_MODEL,
         "device": "auto",
         "precision": "float32",
         "compile": False,

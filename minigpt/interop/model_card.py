@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.common.config import ModelConfig
+from minigpt.common.config import NO_MODEL, ModelConfig
 from minigpt.interop.parity import Parity
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ def model_card(config: ModelConfig, metadata: dict[str, Any], parity: Parity) ->
     from huggingface_hub import ModelCard, ModelCardData
 
     training = metadata.get("training", {})
+    init_from = (metadata.get("train") or {}).get("init_from")
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=["minigpt", "gpt2"]
     )
@@ -26,7 +27,7 @@ def model_card(config: ModelConfig, metadata: dict[str, Any], parity: Parity) ->
         vocabulary=metadata["config"]["vocab_size"],
         loss=training.get("val/loss") if training.get("held_out") else None,
         bits_per_char=training.get("val/bits_per_char"),
-        init_from=(metadata.get("train") or {}).get("init_from"),
+        init_from=None if init_from == NO_MODEL else init_from,
         parity=parity,
         new_tokens=min(100, config.max_seq_len // 2),
     )

@@ -126,7 +126,7 @@ def training_facts(
 
     A checkpoint is resumed only by a training with the same facts.
     """
-    init_from = Path(params.train.init_from or "")
+    init_from = Path(params.train.init_from)
     return {
         **{f"model.{key}": value for key, value in params.model.model_dump().items()},
         **{f"train.{key}": value for key, value in params.train.model_dump().items()},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.common.config import Params
+from minigpt.common.config import NO_MODEL, Params
 from minigpt.common.errors import UserError
 from minigpt.data.batches import Batches
 from minigpt.data.token_files import Tokens
@@ -44,7 +44,7 @@ def build_trainer(
     torch.manual_seed(params.train.seed)
     torch.use_deterministic_algorithms(True)
     model = MiniGPT(tokenizer.vocab_size, params.model)
-    if params.train.init_from is not None:
+    if params.train.init_from != NO_MODEL:
         load_pretrained(Path(params.train.init_from), model, tokenizer)
     trainer = Trainer(model.to(device), train_batches, val_batches, params.train, resume, group)
     if trainer.progress.step:

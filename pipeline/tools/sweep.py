@@ -140,7 +140,7 @@ def _check_facts(study: optuna.Study, space: Space) -> None:
 def _facts(space: Space) -> dict[str, Any]:
     """Return what the losses depend on: space, text, code and the fixed parameters, by name."""
     params = model_params(flatten(load_params().model_dump()))
-    texts = [Path(params[name]) for name in ("data.path", "train.init_from") if params[name]]
+    texts = [Path(params[name]) for name in ("data.path", "train.init_from")]
     files = sorted(file for text in texts for file in (text, *text.rglob("*")) if file.is_file())
     stages = ("build_vocab", "prepare", "train", "evaluate")
     return {

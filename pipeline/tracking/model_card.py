@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
+from minigpt.common.config import NO_MODEL
 from pipeline.tracking.onnx_model import model_name
 from pipeline.tracking.params import READER_PREFIXES
 from pipeline.tracking.record import Record
 
+FROM_SCRATCH = (NO_MODEL, "None")  # as train.init_from; "None" in models of earlier versions
 OWN_TEXTS = ("data/raw/tales.txt", "data/raw/sentences.txt")
 FOLDED = "<details"  # begins the part that is folded
 
@@ -21,8 +23,8 @@ def model_card(record: Record) -> str:
     tags, changes = record.tags, record.folder / "changes.json"
     used = {name: text for name, text in tags.items() if name.startswith(READER_PREFIXES)}
     params = {**record.read("params"), **used}
-    data, base = params.get("data.path", "?"), params.get("train.init_from", "None")
-    own = data in OWN_TEXTS and base == "None"
+    data, base = params.get("data.path", "?"), params.get("train.init_from", NO_MODEL)
+    own = data in OWN_TEXTS and base in FROM_SCRATCH
     held_out = tags.get("held_out") != "false"
     values = {name: f"{value:.6g}" for name, value in record.latest_metrics().items()}
     values |= {
@@ -46,7 +48,7 @@ def model_card(record: Record) -> str:
 def _origin(record: Record, data: str, base: str) -> str:
     datasets = record.read("datasets").values()
     digests = " and ".join(f"`{dataset['name']}` {dataset['digest']}" for dataset in datasets)
-    made = "Trained from scratch" if base == "None" else f"Fine-tuned from `{base}`"
+    made = "Trained from scratch" if base in FROM_SCRATCH else f"Fine-tuned from `{base}`"
     return f"{made} on `{data}`" + (f" (datasets {digests})" if digests else "")
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from minigpt.cli.mlflow_store import reason
-from minigpt.common.config import Params
+from minigpt.common.config import NO_MODEL, Params
 from minigpt.common.files import file_digest
 from minigpt.data.token_files import Tokens
 from minigpt.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ class TrainingRun(Run):
         record.update("changes", as_text(changed))
         record.update("run", {"training": training})
         record.update("tags", lineage.machine())
-        if (base := self._params.train.init_from) is not None:
+        if (base := self._params.train.init_from) != NO_MODEL:
             record.update("tags", {"init_from_md5": file_digest(Path(base), "md5")})
         record.update("datasets", datasets.describe(self._params.data.path, self._tokens))
         record.log_metrics({"parameters": self._trainer.model.num_parameters})

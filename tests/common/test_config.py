@@ -76,7 +76,7 @@ def test_params_are_immutable():
             "train: max_steps and max_epochs are both null; set one",
         ),
         (
-            "init_from: null",
+            "init_from: pretrained/none",
             "init_from: models/x.safetensors",
             "train.init_from: must be a file in pretrained/",
         ),
@@ -136,7 +136,7 @@ def test_params_are_immutable():
         ("max_epochs: null", f"max_epochs: 1{'0' * 400}", "train.max_epochs: .* valid number"),
         ("processes: 1 ", "processes: 10000 ", "train.processes: .* less than or equal to 1024"),
         (
-            "init_from: null",
+            "init_from: pretrained/none",
             'init_from: "pretrained/\\0"',
             "train.init_from: must not contain",
         ),

@@ -382,6 +382,10 @@ def test_commands_of_the_document_work(project, gpt2_bpe):
     assert tokenizer.get_vocab() == their_tokenizer.get_vocab()
     assert theirs.config.vocab_size == len(their_tokenizer)
 
-    project.edit("params.yaml", "init_from: pretrained/gpt2.safetensors", "init_from: null")
+    project.edit(
+        "params.yaml", "init_from: pretrained/gpt2.safetensors", "init_from: pretrained/none"
+    )
     out = project.run(sys.executable, "-m", "pipeline.build_vocab", code=1)
-    assert out.startswith("tokenizer.type: it is pretrained, but train.init_from is null; set this")
+    assert out.startswith(
+        "tokenizer.type: it is pretrained, but train.init_from is pretrained/none; set this"
+    )
