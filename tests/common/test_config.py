@@ -99,7 +99,7 @@ def test_params_are_immutable():
         (
             "type: char",
             "type: word",
-            "tokenizer.type: Input should be 'char' or 'bpe', but it is 'word'",
+            "tokenizer.type: Input should be 'char', 'bpe' or 'pretrained', but it is 'word'",
         ),
         (
             "lowercase: false",
@@ -121,16 +121,16 @@ def test_params_are_immutable():
         ("model:", f"model: {'[' * 2000}", "not valid YAML: nested too deeply"),
         ("d_model: 128", "d_model: 128\n  d_model: 64", "not valid YAML: .*duplicate key"),
         ("d_model: 128", f"d_model: 1{'0' * 400}", "model.d_model: Input should be less than"),
-        ("d_model: 128", f"d_model: 1{'0' * 5000}", "Exceeds the limit .* line 24"),
+        ("d_model: 128", f"d_model: 1{'0' * 5000}", "Exceeds the limit .* line 25"),
         (
             "d_model: 128",
             "d_model: !!python/object:os.system x",
-            "not valid YAML: .*the tag .*line 24",
+            "not valid YAML: .*the tag .*line 25",
         ),
-        ("d_model: 128", "d_model: !mine 3", "not valid YAML: .*the tag '!mine'.* line 24"),
-        ("d_model: 128", "d_model: !!bool x", "not valid YAML: .* line 24"),  # KeyError
-        ("d_model: 128", "d_model: !!int ''", "not valid YAML: .* line 24"),  # IndexError
-        ("d_model: 128", "d_model: 2001-99-99", "not valid YAML: month must be in .* line 24"),
+        ("d_model: 128", "d_model: !mine 3", "not valid YAML: .*the tag '!mine'.* line 25"),
+        ("d_model: 128", "d_model: !!bool x", "not valid YAML: .* line 25"),  # KeyError
+        ("d_model: 128", "d_model: !!int ''", "not valid YAML: .* line 25"),  # IndexError
+        ("d_model: 128", "d_model: 2001-99-99", "not valid YAML: month must be in .* line 25"),
         ("max_epochs: null", "max_epochs: 1e308", "train.max_epochs: Input should be less than or"),
         ("max_epochs: null", "max_epochs: 1e309", "train.max_epochs: .* finite number"),
         ("max_epochs: null", f"max_epochs: 1{'0' * 400}", "train.max_epochs: .* valid number"),
