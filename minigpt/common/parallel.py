@@ -40,7 +40,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     """Like `map`, in worker processes, with a bounded number of items in flight.
 
     `function` must be importable and is sent to each process once. A few items are processed in
-    this process.
+    this process. An exception, such as that of Ctrl-C, ends the processes at once.
     """
     iterator = iter(items)
     first = list(islice(iterator, MIN_PARALLEL_ITEMS))
@@ -56,7 +56,10 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     # spawn: a forked child would inherit locks that other threads of this process hold
     try:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _set_function, (function,)) as pool:
+        with (
+            ProcessPoolExecutor(workers, context, _set_function, (function,)) as pool,
+            _children_ended_by_errors(),
+        ):
             in_flight: deque[Future[Result]] = deque()
             for item in chain(first, iterator):
                 with _interrupts_blocked():  # `submit` starts the processes
@@ -82,6 +85,20 @@ def _set_function(function: Callable[[Any], Any]) -> None:
 
 def _call_function(item: Any) -> Any:
     return _function(item)
+
+
+@contextlib.contextmanager
+def _children_ended_by_errors() -> Iterator[None]:
+    """End the processes that were started during the block if it raises an exception."""
+    from multiprocessing import active_children
+
+    others = active_children()
+    try:
+        yield
+    except BaseException:  # also that of a generator which is closed
+        for process in set(active_children()) - set(others):
+            process.terminate()
+        raise
 
 
 @contextlib.contextmanager

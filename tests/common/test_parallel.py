@@ -1,6 +1,9 @@
 import math
+import multiprocessing
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +28,20 @@ def test_a_killed_worker_is_one_line():
 
 def end_process(number: int) -> None:
     os._exit(number)
+
+
+def test_an_exception_ends_the_workers(tmp_path):
+    results = parallel_map(take_long, [tmp_path / str(number) for number in range(9)])
+    next(results)  # now the workers are busy with others
+    results.close()
+    assert multiprocessing.active_children() == []
+    assert not list(tmp_path.iterdir())
+
+
+def take_long(file: Path) -> None:
+    if file.name != "0":
+        time.sleep(5)
+        file.touch()
 
 
 def test_workers_leave_ctrl_c_to_the_main_process():
