@@ -15,6 +15,7 @@ from minigpt.training.train import Interrupted, Metrics, Trainer
 from pipeline.common import paths, stage
 from pipeline.common.progress import TrainingProgress
 from pipeline.common.threads import use_threads
+from pipeline.tracking.live_text import greedy_line
 from pipeline.tracking.run import TrainingRun
 
 
@@ -45,6 +46,9 @@ def _train(trainer: Trainer, params: Params, tokenizer: Tokenizer, tokens: Token
         def report(metrics: Metrics) -> None:
             add_bits_per_char(metrics, trainer, tokens)
             bar(metrics)
+            if "val/loss" in metrics:
+                with run.guard():
+                    bar.write(greedy_line(trainer.progress.step, trainer.model, tokenizer))
             run.log(metrics)
 
         try:

@@ -60,6 +60,7 @@ def reading_progress(
                 bar.update(task, completed=reader.bytes_read)
                 updated = time.monotonic()
             yield item
+        bar.update(task, completed=reader.bytes_total)
 
     with bar:
         yield tracked()
@@ -96,3 +97,11 @@ class TrainingProgress(ProgressBar):
         self.update(self.task, completed=metrics["step"], figures=figures)
         if "val/loss" in metrics and self.disable:
             log.info("step %d/%d  %s", metrics["step"], self.total_steps, figures)
+
+    def write(self, line: str) -> None:
+        """Print a line above the bar; where there is none, log it."""
+        if self.disable:
+            log.info("%s", line)
+        else:
+            self.console.out(line, highlight=False)
+        self.last_time = time.monotonic()  # the line took time in which nothing was trained

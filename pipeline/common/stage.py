@@ -35,6 +35,13 @@ class SignalCatcher:
         sys.exit(128 + (self._numbers or [signal.SIGTERM])[0])
 
 
+class StderrHandler(logging.Handler):
+    """Prints to the current `sys.stderr`; a progress bar replaces it to stay below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage: log to stderr, and print errors that the user can fix in one line (exit code 1).
 
@@ -42,7 +49,7 @@ def run_stage(main: Callable[[], None]) -> None:
     """
     raise_on_interrupt()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[StderrHandler()])
     for package in ("__main__", "minigpt", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     if os.environ.get("RANK", "0") != "0":
