@@ -9,9 +9,6 @@ from http.client import IncompleteRead
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import pooch
-import requests
-
 from minigpt.common.errors import UserError
 from minigpt.common.files import atomic_folder
 
@@ -101,6 +98,10 @@ def download(corpus: NamedCorpus, folder: Path) -> Path:
         UserError: The server cannot be reached, fails, stalls or sends something else.
         OSError: The file cannot be written.
     """
+    # imported here: the list of corpora needs neither
+    import pooch
+    import requests
+
     pooch.get_logger().setLevel("WARNING")
     receive = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
     target = folder / f"{corpus.name}.txt"
@@ -125,6 +126,8 @@ def download(corpus: NamedCorpus, folder: Path) -> Path:
 
 def _reason(error: BaseException) -> str:
     """Return the innermost cause of a network error, in a few words."""
+    import requests
+
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server responded {error.response.status_code} {error.response.reason}"
     while error.__context__:

@@ -133,10 +133,13 @@ def _files_in(path: Path, pattern: str, data_format: str) -> list[Path]:
         and (data_format != "auto" or infer_format(file))
     )
     if not files:
-        endings = f" and ends in {', '.join(FORMATS)} (compressed: .gz, .zst)"
+        endings = (
+            f" and ends in {', '.join(FORMATS)} (compressed: .gz, .zst); to read files with other "
+            "endings as text, set data.format to text"
+        )
         raise UserError(
             f"{path}: no file matches data.pattern {pattern!r}"
-            f"{endings if data_format == 'auto' else ''}"
+            f"{endings if data_format == 'auto' else '; correct the pattern'}"
         )
     return files
 

@@ -392,6 +392,18 @@ def test_missing_path_is_reported(tmp_path):
         documents(tmp_path / "folder.txt")
 
 
+def test_source_code_is_text(tmp_path):
+    code = "def f():\n    return 1\n\n\nprint(f())\n"
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/a.py").write_text(code)
+    (tmp_path / "package/a.pyc").write_bytes(b"\xff\0")
+    with pytest.raises(UserError, match=r"as text, set data\.format to text"):
+        Corpus(data_config(tmp_path, pattern="*.py"))
+    changes = {"format": "text", "pattern": "*.py", "documents": "file"}
+    (document,) = Corpus(data_config(tmp_path, **changes))
+    assert document.text == code.strip()
+
+
 def test_unusual_text_is_kept(tmp_path):
     file = tmp_path / "odd.jsonl"
     odd = ["שלום עולם", "👩‍👩‍👧‍👦 family", "nul\0inside", "x" * 1_000_000]
