@@ -22,7 +22,17 @@ from minigpt.cli.serve import serve
 from minigpt.common.entry_point import run_program
 from minigpt.common.errors import UserError
 
-EXTRAS = {"transformers": "hf", "huggingface_hub": "hf"}  # others are in "pipeline"
+# what to install for a package that the light installation lacks; others are in ".[pipeline]"
+PROJECT = "` in the folder of MiniGPT's source code"
+INSTALL = {
+    "tokenizers": "tokenizers`, which models with subword tokens need",
+    "pooch": "'pooch[progress]'`, which downloads corpora",
+    "transformers": f"'.[hf]'{PROJECT}",
+    "huggingface_hub": f"'.[hf]'{PROJECT}",
+    "uvicorn": f"'.[serve]'{PROJECT}",
+    "starlette": f"'.[serve]'{PROJECT}",
+    "prometheus_client": f"'.[serve]'{PROJECT}",
+}
 
 app = typer.Typer(
     name="minigpt-cli",
@@ -69,7 +79,6 @@ def _run() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(str(error.name).partition(".")[0], "pipeline")
-        raise UserError(
-            f"{error.name}: package not installed; install minigpt[{extra}], which contains it"
-        ) from None
+        package = str(error.name).partition(".")[0]
+        install = INSTALL.get(package, f"'.[pipeline]'{PROJECT}")
+        raise UserError(f"{package}: package not installed; run `pip install {install}") from None

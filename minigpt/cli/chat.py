@@ -5,7 +5,9 @@ user and the model extend in turn.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import typer
 from minigpt.cli import options
 from minigpt.cli.input import BYTE_ORDER_MARK, open_stdin
 from minigpt.cli.models import load_backend
+from minigpt.cli.output import new_seed
 from minigpt.common.entry_point import raise_on_interrupt
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
@@ -21,8 +24,12 @@ from minigpt.common.text import visible
 if TYPE_CHECKING:
     from minigpt.generation.backend import Backend
 
+# the end of a text after which no space belongs, such as an opening quotation mark
+WITHIN_WORD = re.compile(r"(^|[\s(\['’“-]|\s\")\Z")
+
 HELP = """\
 Type text to append it; the model continues. An empty line continues without new text.
+Between two words a space is added; type one at the start of a line to add it elsewhere.
 After the end of a text, the next line starts a new one.
 
 /regenerate          replace the last continuation by another one
@@ -43,7 +50,7 @@ def chat(
     top_p: options.TopP = 1.0,
     min_p: options.MinP = 0.0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = 0,
+    seed: options.Seed = None,
 ) -> None:
     r"""Write a text in turns with the model.
 
@@ -63,12 +70,13 @@ def chat(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        seed=seed,
+        seed=new_seed() if seed is None else seed,
     )
     raise_on_interrupt()
     prompt = ""
     if open_stdin().isatty():
         prompt = "> "
+        comment("Type the beginning of a text; the model continues it. /help lists the commands.")
         with contextlib.suppress(ImportError):  # not available on Windows
             import readline  # noqa: F401 (gives input() a history and line editing)
     try:
@@ -94,12 +102,12 @@ class Chat:
             "/regenerate": self.regenerate,
             "/set": self.set,
             "/seed": lambda words: self.set(["seed", *words]),
-            "/new": self.reset,
+            "/new": self.new,
             "/text": lambda words: print(visible(self.text)),
             "/help": lambda words: comment(HELP),
         }
 
-    def reset(self, words: Sequence[str] = ()) -> None:
+    def reset(self) -> None:
         self.text = ""
         self.before: str | None = None  # the text before the last continuation
         self.sample = 0  # number of the last continuation of that text
@@ -121,7 +129,7 @@ class Chat:
         """Run the command in a line, or append the line to the text and continue."""
         try:
             if not line.startswith("/"):
-                self.generate(self.text + line)
+                self.generate(joined(self.text, line))
                 return
             name, *words = line.split()
             if name not in self.commands:
@@ -152,6 +160,10 @@ class Chat:
             raise UserError("/regenerate: nothing to replace yet; type a text first")
         self.generate(self.before, self.sample + 1)
 
+    def new(self, words: list[str]) -> None:
+        self.reset()
+        comment("(a new text)")
+
     def set(self, words: list[str]) -> None:
         settings = {**asdict(self.sampling), "max_new_tokens": self.max_new_tokens}
         if not words:
@@ -162,7 +174,9 @@ class Chat:
             raise UserError(
                 f"/set: needs one of {', '.join(settings)} and a value, as in /set temperature 0.5"
             )
-        self.configure(**{**settings, name: _parse(name, values[0], type(settings[name]))})
+        settings[name] = _parse(name, values[0], type(settings[name]))
+        self.configure(**settings)
+        comment(f"{name} {settings[name]}")
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
@@ -172,6 +186,13 @@ def _parse(name: str, text: str, kind: type) -> Any:
     except (KeyError, ValueError):
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"{name}: must be {expected}, but it is {text}") from None
+
+
+def joined(text: str, line: str) -> str:
+    """Append `line` to `text`, with a space where two words or sentences meet."""
+    wide = unicodedata.east_asian_width(line[:1] or " ") == "W"  # scripts without spaces
+    separate = line[:1].isalnum() and not wide and not WITHIN_WORD.search(text)
+    return f"{text}{' ' * separate}{line}"
 
 
 def comment(text: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from minigpt.cli import options
 from minigpt.cli.input import BYTE_ORDER_MARK, STDIN, read_text
 from minigpt.cli.models import load_backend
-from minigpt.cli.output import print_json, warn_about_unknown_characters
+from minigpt.cli.output import new_seed, print_json, warn_about_unknown_characters
 from minigpt.common.entry_point import raise_on_interrupt
 from minigpt.common.errors import UserError
 from minigpt.common.text import visible
@@ -56,7 +56,7 @@ def generate(
         list[str] | None,
         typer.Option(help="Stop sequence: end the text before it. Can be repeated."),
     ] = None,
-    seed: options.Seed = 0,
+    seed: options.Seed = None,
     num_samples: Annotated[
         int, typer.Option("--num-samples", "-n", help="Number of texts to generate per prompt.")
     ] = 1,
@@ -118,7 +118,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         ignore_eos=ignore_eos,
-        seed=seed,
+        seed=new_seed() if seed is None else seed,
     )
     prompts = _read_prompts(prompt, prompts_file)
     backend = load_backend(backend_name, model)
@@ -138,6 +138,8 @@ def generate(
         for prompt in prompts
         for sample in range(num_samples)
     ]
+    if seed is None and sampling.temperature and not as_json:  # JSON has the seed
+        print(f"seed: {sampling.seed}", file=sys.stderr)
     show = str if raw else visible
     raise_on_interrupt()
     try:

@@ -1,9 +1,18 @@
 """minigpt-cli info: show the metadata of a model file."""
 
+import json
+import re
+import shutil
+import textwrap
+from typing import Any
+
 from minigpt.cli import options
 from minigpt.cli.models import load_backend
 from minigpt.cli.output import print_json
 from minigpt.common.text import visible
+
+NO_BREAK_SPACE = "\u00a0"
+HASH = re.compile("[0-9a-f]{32,}")
 
 
 def info(
@@ -14,19 +23,40 @@ def info(
     Prints the architecture, the parameters and results of training, and the vocabulary.
     """
     backend = load_backend(backend_name, model)
-    metadata = {
+    metadata = {"vocabulary": backend.tokenizer.describe()}
+    metadata |= {
         name: value
         for name, value in backend.metadata.items()
         if name not in ("tokenizer", "ngram_table", "draft")  # long; "draft" is of older files
     }
-    metadata["vocabulary"] = backend.tokenizer.describe()
     if as_json:
         print_json(metadata)
         return
-    lines = []
+    indent = max(len(visible(name)) for name in metadata) + 2
+    columns = max(shutil.get_terminal_size().columns - indent, 40)
     for section, value in metadata.items():
-        if isinstance(value, dict):
-            lines += [f"{section}:", *(f"  {key}: {entry!r}" for key, entry in value.items())]
-        else:
-            lines.append(f"{section}: {value!r}")
-    print(*map(visible, lines), sep="\n")
+        first, *others = textwrap.wrap(_describe(value), columns, break_on_hyphens=False) or [""]
+        print(f"{visible(section):{indent}}{first}")
+        for line in others:
+            print(f"{'':{indent}}{line}")
+
+
+def _describe(value: Any) -> str:
+    """Return a section of the metadata as text for people; lines are broken at its spaces."""
+    match value:
+        case dict():
+            entries = (f"{visible(name)} {_describe(entry)}" for name, entry in value.items())
+            return ", ".join(entry.replace(" ", NO_BREAK_SPACE) for entry in entries)
+        case str() if HASH.fullmatch(value):
+            return f"{value[:12]}…"
+        case str():
+            return value if value.isprintable() and " " not in value else repr(value)
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.5g}"
+        case None:
+            return "none"
+    return json.dumps(value)

@@ -46,5 +46,10 @@ RepetitionPenalty = Annotated[
     float,
     typer.Option(help="Above 1: tokens that already occur in the text become less likely."),
 ]
-Seed = Annotated[int, typer.Option(help="Random seed. Same seed, same text, on any backend.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Random seed. Same seed, same text, on any backend. Default: a new one each time."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]

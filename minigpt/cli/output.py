@@ -2,6 +2,7 @@
 
 import csv
 import json
+import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return "" if value is None else visible(str(value))
+
+
+def new_seed() -> int:
+    """Draw a random seed that is short enough to be typed."""
+    return secrets.randbelow(10**9)
 
 
 def warn_about_unknown_characters(backend: "Backend", text: str) -> None:

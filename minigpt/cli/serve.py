@@ -62,13 +62,8 @@ def serve(
 
         MINIGPT_API_KEY=secret minigpt-cli serve --host 0.0.0.0
     """
-    try:
-        from minigpt.serving.app import Settings
-        from minigpt.serving.server import bind, serve
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name}: package not installed; install minigpt[serve], which contains it"
-        ) from None
+    from minigpt.serving.app import Settings
+    from minigpt.serving.server import bind, serve
 
     if api_key == "":
         raise UserError("api-key: must not be empty; set MINIGPT_API_KEY to a key, or unset it")

@@ -19,6 +19,8 @@ import pytest
 from conftest import ROOT, build_model, model_metadata
 
 from minigpt.cli.app import main
+from minigpt.cli.chat import joined
+from minigpt.cli.info import NO_BREAK_SPACE
 from minigpt.export.onnx_graph import to_onnx
 from minigpt.model.checkpoint import save
 from minigpt.tokenizer import BPETokenizer
@@ -142,7 +144,7 @@ def test_missing_default_model_names_the_remedy(cli, tmp_path, backend):
 
 def test_model_without_digest_gives_one_warning(cli, tmp_path):
     older = ROOT / "tests/model/older_files/classic.onnx"
-    result = cli("generate", "-p", "a", "-m", str(older))
+    result = cli("generate", "-p", "a", "-m", str(older), "--seed", "1")
     assert result.err.count("\n") == 1
     assert "classic.onnx: contains no SHA-256" in result.err
 
@@ -153,7 +155,7 @@ def test_exchanged_model_gives_one_warning(cli, models, tmp_path):
     model = (tmp_path / "models/minigpt.onnx").read_bytes()
     for sha256, warnings in ((hashlib.sha256(model).hexdigest(), 0), ("0" * 64, 1)):
         (tmp_path / "reports/export.json").write_text(json.dumps({"sha256": sha256}))
-        result = cli("generate", "-p", "The", cwd=tmp_path)
+        result = cli("generate", "-p", "The", "--seed", "1", cwd=tmp_path)
         assert result.err.count("not the file in reports/export.json") == warnings
         assert result.err.count("\n") == warnings
 
@@ -224,7 +226,7 @@ def test_json_has_the_finish_reason(cli, options, reason):
 
 
 def test_speculative_decoding_keeps_the_text(cli):
-    command = ["generate", "-p", "The", "--temperature", "1.5", "--ignore-eos"]
+    command = ["generate", "-p", "The", "--temperature", "1.5", "--ignore-eos", "--seed", "1"]
     assert cli(*command, "--speculate").out == cli(*command, "--no-speculate").out
 
 
@@ -247,7 +249,8 @@ def test_byte_order_mark_of_a_text_file_is_dropped(cli, tmp_path):
 
 def test_byte_order_mark_of_a_prompt_is_dropped(cli):
     assert cli("generate", "-p", "\ufeffThe", "--greedy").out.startswith("The")
-    assert cli("chat", stdin="\ufeffThe\n").out == cli("chat", stdin="The\n").out
+    chat = ["chat", "--seed", "1"]
+    assert cli(*chat, stdin="\ufeffThe\n").out == cli(*chat, stdin="The\n").out
 
 
 def test_home_folder_is_expanded_in_options(cli, models, tmp_path, monkeypatch):
@@ -267,6 +270,21 @@ def test_stop_sequence_is_not_printed(cli):
     command = ["generate", "-p", "The quick brown", "--greedy"]
     result = cli(*command, "--stop", " lazy", "--stop", "jumping")
     assert result.out == "The quick brown fox jumps over the\n"
+
+
+def test_a_drawn_seed_is_printed(cli):
+    command = ["generate", "-p", "The", "--temperature", "2"]
+    first, second = cli(*command), cli(*command)
+    assert first.err != second.err
+    name, seed = first.err.split()
+    assert name == "seed:"
+    repeated = cli(*command, "--seed", seed)
+    assert (repeated.out, repeated.err) == (first.out, "")
+
+
+@pytest.mark.parametrize("option", ["--greedy", "--json"])
+def test_no_seed_is_printed_where_it_says_nothing(cli, option):
+    assert cli("generate", "-p", "The", option).err == ""
 
 
 def test_logprobs_are_those_of_all_tokens(cli):
@@ -295,13 +313,13 @@ def test_raw_output_is_not_escaped(cli):
 
 
 def test_unknown_characters_give_one_warning(cli):
-    result = cli("generate", "-p", "ZéZ fox\x1b", "--max-new-tokens", "3")
+    result = cli("generate", "-p", "ZéZ fox\x1b", "--max-new-tokens", "3", "--greedy")
     assert result.err.count("\n") == 1
     assert "read as <unk>: '\\x1b', 'Z', 'é'" in result.err
 
 
 def test_ctrl_c_keeps_the_generated_text(models):
-    command = [*COMMAND, "generate", "-p", "The", "--ignore-eos", "--temperature", "2"]
+    command = [*COMMAND, "generate", "-p", "The", "--ignore-eos", *VARIED[:4]]
     complete = subprocess.run(command, cwd=models, capture_output=True, text=True, check=True)
     endless = [*command, "--max-new-tokens", "100000000"]
     with subprocess.Popen(
@@ -316,7 +334,8 @@ def test_ctrl_c_keeps_the_generated_text(models):
 
 
 def test_bpe_tokens_are_joined_to_characters(cli, bpe_models):
-    command = ["generate", "-p", "naïve 🦊", "--max-new-tokens", "30", "--top-k", "260"]
+    command = ["generate", "-p", "naïve 🦊", "--max-new-tokens", "30", "--top-k", "0"]
+    command += ["--seed", "1"]
     texts = {
         cli(*command, *options, cwd=bpe_models).out
         for options in ([], ["--no-stream"], ["--backend", "torch"])
@@ -340,6 +359,25 @@ HEAVY = {"torch", "pandas", "mlflow", "onnx", "pydantic", "dvc", "rich", "safete
 HEAVY |= {"starlette", "uvicorn", "prometheus_client"}
 
 
+@pytest.mark.parametrize(
+    ("package", "args", "install"),
+    [
+        ("tokenizers", "generate -p a", "tokenizers"),
+        ("torch", "info -b torch", "'.[pipeline]'"),
+        ("pooch", "fetch names", "'pooch[progress]'"),
+    ],
+)
+def test_missing_packages_are_named(bpe_models, tmp_path, package, args, install):
+    folder = shutil.copytree(bpe_models, tmp_path / "project")
+    code = f"import sys; sys.modules[{package!r}] = None; sys.argv[1:] = {args.split()}\n"
+    code += "from minigpt.cli.app import main; main()"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    message = f"minigpt-cli: {package}: package not installed; run `pip install {install}`"
+    assert result.stderr.startswith(message)
+
+
 def test_generation_with_onnx_loads_no_heavy_package(models):
     packages = packages_loaded_by_generate(models)
     assert "onnxruntime" in packages
@@ -352,16 +390,34 @@ def test_bpe_needs_only_the_tokenizers_package(bpe_models):
     assert not packages & HEAVY
 
 
+def run_example(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-I", str(ROOT / "examples/generate.py"), *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_example_script_generates_subwords(cli, bpe_models):
+    prompt = "naïve 🦊"
+    options = ["--greedy", "--raw", "--max-new-tokens", "20"]
+    expected = cli("generate", "-p", prompt, *options, cwd=bpe_models)
+    # both end with the window of 32: <bos>, 11 bytes and 20 generated tokens
+    result = run_example(bpe_models, "models/minigpt.onnx", prompt)
+    assert (result.stdout, result.stderr) == (expected.out, "")
+
+
+def test_example_script_prints_its_usage(models):
+    result = run_example(models)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("usage: python examples/generate.py models/minigpt.onnx")
+
+
 def test_example_script_needs_no_minigpt(models):
     script = ROOT / "examples/generate.py"
-    command = [sys.executable, "-I", str(script), "models/minigpt.onnx", "The quick brown"]
-    result = subprocess.run(command, cwd=models, capture_output=True, text=True, check=True)
-    assert result.stdout == FOX + "\n"
+    assert run_example(models, "models/minigpt.onnx", "The quick brown").stdout == FOX + "\n"
     assert "import minigpt" not in script.read_text()
     assert "from minigpt" not in script.read_text()
 
 
-@pytest.mark.parametrize("command", ["generate -p a", "info"])
+@pytest.mark.parametrize("command", ["generate -p a --greedy", "info"])
 def test_a_full_disk_behind_stdout_is_one_line(models, command):
     with open("/dev/full", "w") as full:
         result = run_in_process(models, *command.split(), stdout=full)
@@ -380,7 +436,7 @@ def test_closed_standard_input_is_one_line(models, command):
 def test_a_closed_pipe_ends_the_command_quietly(models):
     reader, writer = os.pipe()
     os.close(reader)
-    result = run_in_process(models, "generate", "-p", "a", stdout=writer)
+    result = run_in_process(models, "generate", "-p", "a", "--greedy", stdout=writer)
     os.close(writer)
     assert (result.returncode, result.stderr) == (1, "")
 
@@ -419,12 +475,30 @@ def test_chat_continues_like_generate(cli):
 
 def test_chat_settings_apply_to_the_next_text(cli):
     lines = "/set temperature 0\n/set max_new_tokens 4\nThe quick brown"
-    assert cli("chat", stdin=lines).out == " fox\n"
+    answers = "temperature 0.0\nmax_new_tokens 4\n"
+    assert cli("chat", stdin=lines).out == f"{answers} fox\n"
 
 
 def test_chat_extends_one_text(cli):
     lines = "/set temperature 0\n/set max_new_tokens 4\nThe quick brown\n jumps\n/text"
     assert cli("chat", stdin=lines).out.splitlines()[-1] == "The quick brown fox jumps ove"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        ("", "The fox", "The fox"),
+        ("The fox", "ran", "The fox ran"),
+        ("The fox ran.", "It", "The fox ran. It"),
+        ("The fox ran.\n", "It", "The fox ran.\nIt"),
+        ("The fox", ", who", "The fox, who"),
+        ('"Go," he said, "', "or", '"Go," he said, "or'),
+        ('"Go!"', "he said", '"Go!" he said'),
+        ("狐狸", "跑", "狐狸跑"),
+    ],
+)
+def test_chat_separates_words(text, line, expected):
+    assert joined(text, line) == expected
 
 
 def test_new_text_of_chat_is_empty(cli):
@@ -436,6 +510,9 @@ def test_new_text_of_chat_is_empty(cli):
     ("line", "output"),
     [
         ("/set", "temperature 0.8\n"),
+        ("/set top_k 0", "top_k 0\n"),
+        ("/seed 7", "seed 7\n"),
+        ("/new", "(a new text)\n"),
         ("/set a 1", "/set: needs one of temperature, top_k"),
         ("/set top_k x", "top_k: must be a whole number, but it is x"),
         ("/set ignore_eos 1", "ignore_eos: must be true or false, but it is 1"),
@@ -458,7 +535,7 @@ def test_chat_works_at_a_terminal(models):
     command = [*COMMAND, "chat", "--temperature", "0"]
     process = subprocess.Popen(command, cwd=models, stdin=side, stdout=side, stderr=side)
     try:
-        read_until(terminal, b"> ")
+        assert b"/help lists the commands." in read_until(terminal, b"> ")
         os.write(terminal, b"The quick brown\n")
         assert b" fox jumps over the lazy dog." in read_until(terminal, b"(the end)")
         read_until(terminal, b"> ")
@@ -569,16 +646,19 @@ def test_info_describes_the_model(cli, name):
     assert (values["vocabulary"]["type"], values["vocabulary"]["size"]) == ("char", 40)
 
 
-def test_info_prints_a_line_per_value(cli):
-    lines = cli("info").out.splitlines()
-    assert {"config:", "  d_model: 64", "parameters: 123"} <= set(lines)
+def test_info_prints_a_paragraph_per_section(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = cli("info").out.replace(NO_BREAK_SPACE, " ").splitlines()
+    assert lines[0].startswith("vocabulary  type char, size 40, normalization ")
+    assert {"parameters  123", "training    val/loss 0.25"} <= set(lines)
+    assert max(map(len, lines)) <= 60
 
 
 def test_info_escapes_control_characters(cli, trained, tokenizer, tmp_path):
     evil = {"\x1b[2Jsection": {"\x1b[2Jkey": "\x1b[2Jvalue"}, "\x9bname": "\x9bvalue"}
     metadata = model_metadata(trained.model, tokenizer, **evil)
     out = cli("info", cwd=write_models(tmp_path, trained.model, metadata)).out
-    assert {"\\x1b[2Jsection:", "  \\x1b[2Jkey: '\\x1b[2Jvalue'"} <= set(out.splitlines())
+    assert "\\x1b[2Jsection  \\x1b[2Jkey '\\x1b[2Jvalue'" in out.replace(NO_BREAK_SPACE, " ")
     assert "\x1b" not in out
     assert "\x9b" not in out
 

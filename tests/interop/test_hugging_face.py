@@ -332,9 +332,8 @@ def test_convert_refuses_what_it_would_overwrite(classic, tmp_path):
 def test_missing_package_names_the_extra_that_has_it(classic, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setattr(sys, "argv", ["minigpt-cli", "convert", str(classic[0]), f"{tmp_path}/x"])
-    with pytest.raises(
-        UserError, match=r"transformers: package not installed; install minigpt\[hf"
-    ):
+    message = r"transformers: package not installed; run `pip install '\.\[hf\]'`"
+    with pytest.raises(UserError, match=message):
         run_app()
 
 

@@ -83,7 +83,7 @@ def test_a_missing_package_is_named(model):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "uvicorn: package not installed; install minigpt[serve]" in result.stderr
+    assert "uvicorn: package not installed; run `pip install '.[serve]'`" in result.stderr
 
 
 def test_the_server_loads_no_heavy_package():
