@@ -25,7 +25,7 @@ def promote(project: Project) -> str:
 
 
 def champion_text(project: Project) -> str:
-    model = ("--model", "models:/minigpt@champion", "--max-new-tokens", "20")
+    model = ("--model", "models:/minigpt@champion", "--max-new-tokens", "20", "--seed", "1")
     return project.run("minigpt-cli", "generate", "--prompt", "The ", *model)
 
 

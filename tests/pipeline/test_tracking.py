@@ -214,7 +214,7 @@ def test_several_trainings_share_a_postgresql_server(reproduced, tmp_path):
             project.run(sys.executable, "-m", f"pipeline.{stage}", MLFLOW_TRACKING_URI=url)
         out = project.run(sys.executable, "-m", "pipeline.tools.promote", MLFLOW_TRACKING_URI=url)
         assert re.search("minigpt version 1 is the champion", out)
-        command = ["minigpt-cli", "generate", "--prompt", "The "]
+        command = ["minigpt-cli", "generate", "--prompt", "The ", "--seed", "1"]
         tracked = project.run(
             *command, "--model", "models:/minigpt@champion", MLFLOW_TRACKING_URI=url
         )
