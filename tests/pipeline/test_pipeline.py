@@ -267,6 +267,13 @@ def test_dvc_shows_params_and_metrics(with_experiments, tmp_path):
     table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
     assert {"faster", "apart"} <= set(table["Experiment"])
     assert {"train.learning_rate", "loss", "accuracy"} <= set(table.columns)
+    wide = project.run("dvc", "exp", "show", "--only-changed", "--no-pager", COLUMNS="100")
+    header = next(line.split() for line in wide.splitlines() if "Experiment" in line)
+    assert header[:6] == [
+        *("Experiment", "Created", "loss", "bits_per_char", "accuracy"),
+        "train.learning_rate",
+    ]
+    assert max(map(len, wide.splitlines())) <= 100
 
 
 def test_going_back_to_a_model_goes_back_to_its_run(with_experiments):
