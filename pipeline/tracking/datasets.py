@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minigpt.data.token_files import Tokens
 from pipeline.tracking import store
 from pipeline.tracking.record import Record
@@ -20,13 +18,12 @@ CONTEXTS = {"train": "training", "val": "validation"}
 
 
 def describe(path: str, tokens: Tokens) -> dict[str, Any]:
-    """Return name, digest, counts and data type of each split of the text at `path`."""
+    """Return name, digest, source and counts of each split of the text at `path`."""
     return {
         split: {
             "name": _name(path, split),
             "digest": tokens.sha256([split])[:16],
             "path": path,
-            "dtype": tokens.ids[split].dtype.name,
             "counts": {
                 name: value for name, value in asdict(info).items() if isinstance(value, int)
             },
@@ -68,15 +65,14 @@ def log_datasets(record: Record, run_id: str) -> None:
 
 
 def _entity(dataset: Mapping[str, Any]) -> Any:
-    from mlflow.data.schema import TensorDatasetSchema
     from mlflow.entities import Dataset
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema
 
     details = {}
-    if "dtype" in dataset:
-        ids = TensorSpec(np.dtype(dataset["dtype"]), (-1,), "ids")
+    if "counts" in dataset:
+        schema = Schema([ColSpec("integer", "token_id")])
         details = {
-            "schema": json.dumps(TensorDatasetSchema(features=Schema([ids])).to_dict()),
+            "schema": json.dumps({"mlflow_colspec": schema.to_dict()}),
             "profile": json.dumps(dataset["counts"]),
         }
     source = json.dumps({"uri": dataset["path"]})

@@ -166,7 +166,7 @@ def test_the_tracked_model_is_the_exported_file(reproduced, tracked_run, tmp_pat
     code = f"""
 import mlflow
 model, options = mlflow.pyfunc.load_model({str(folder)!r}), {{"max_new_tokens": 20}}
-texts = model.predict({{"text": ["The ", "A"]}}, options)["text"].tolist()
+texts = model.predict([{{"text": "The "}}, {{"text": "A"}}], options)["text"].tolist()
 print(texts, "".join(model.predict_stream({{"text": "A"}}, options)) == texts[1])
 print(mlflow.onnx.load_model({str(folder)!r}).graph.name)
 """
