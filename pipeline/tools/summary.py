@@ -17,7 +17,8 @@ NEXT = """\
 try next:
   source .venv/bin/activate
   minigpt-cli generate --prompt "Once upon a time"
-  dvc exp run -S train.learning_rate=1e-3
+  dvc exp run --temp --name slow -S train.learning_rate=1e-3
+  dvc metrics diff baseline slow
   make ui"""
 
 

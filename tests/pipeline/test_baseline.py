@@ -15,6 +15,7 @@ from conftest import ROOT, wait_for
 from dvc.cli import main as dvc
 
 from minigpt.common.errors import UserError
+from pipeline.common.tries import params_digest
 from pipeline.tools import back, baseline
 
 pytestmark = [
@@ -267,3 +268,19 @@ def test_states_are_saved_without_an_identity_of_git(workspace):
     workspace.setenv("GIT_CONFIG_VALUE_0", "true")
     baseline.save_state("mine")
     assert "mine" in baseline.experiments()
+
+
+def test_only_make_repro_without_a_recipe_keeps_a_baseline():
+    def commands(*arguments: str) -> str:
+        command = ["make", "--dry-run", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "pipeline.tools.baseline" in commands("repro")
+    assert "pipeline.tools.baseline" not in commands("repro", "RECIPE=fast")
+    assert "pipeline.tools.back" in commands("back")
+
+
+def test_comments_do_not_make_other_parameters():
+    first, second = "a: 1\nruntime: {b: 1}", "# another text\na:   1\nruntime: {b: 2}"
+    assert params_digest(first) == params_digest(second) != params_digest("a: 2")
+    assert params_digest("a: [") != params_digest("a: {")  # not YAML
