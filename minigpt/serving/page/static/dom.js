@@ -32,8 +32,9 @@ export const number = (value, digits = 2) =>
 const SYMBOLS = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽" };
 const NAMES = { " ": "space", "\n": "line break", "\t": "tab" };
 
-// Return the token as one can see it: spaces and bytes have symbols.
+// Return the token as one can see it: spaces and bytes have symbols. `text` is that of an unknown one.
 export function glyph(tokenizer, id, text = tokenizer.tokenStrings[id]) {
+  if (tokenizer.kind === "bpe") text = tokenizer.tokenStrings[id]; // not the character it completes
   if (text && !text.includes("\ufffd")) {
     const escape = (char) => `\\x${char.codePointAt(0).toString(16).padStart(2, "0")}`;
     const seen = text.replace(/[ \n\t\r\u00a0]/g, (char) => SYMBOLS[char]);

@@ -106,8 +106,10 @@ class BPETokenizer {
     }
   }
 
+  // A character of several tokens is the text of the last one.
   split(text) {
-    return this.encode(text).slice(1, -1).map((id) => this.tokenStrings[id]);
+    const decoder = this.decoder();
+    return this.encode(text).slice(1, -1).map(decoder.feed);
   }
 
   bytes(id) {

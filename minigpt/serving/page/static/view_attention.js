@@ -72,8 +72,9 @@ function heads(attention, choose) {
   };
   const rows = attention.layers.map((_, layer) =>
     h("div", { class: "layer" }, h("span", {}, `Layer ${layer + 1}`),
-      ...Array.from({ length: attention.numHeads }, (_, i) => button([layer, i], `Layer ${layer + 1}, head ${i + 1}`))));
-  return h("div", { class: "heads", role: "group", "aria-label": "Heads" }, ...rows, button(AVERAGE, "Average of all heads"));
+      h("div", {}, ...Array.from({ length: attention.numHeads }, (_, i) => button([layer, i], `Layer ${layer + 1}, head ${i + 1}`)))));
+  const grid = h("div", { class: "layers" + (attention.numHeads > 6 ? " small" : "") }, ...rows);
+  return h("div", { class: "heads", role: "group", "aria-label": "Heads" }, button(AVERAGE, "Average of all heads"), grid);
 }
 
 // Draw the weights on a canvas; a weight is as dark as its share of the strongest in its row.

@@ -2,7 +2,7 @@
 
 import { $, glyph, h, number, percent, spoken } from "./dom.js";
 import { gumbelNoise } from "./philox.js";
-import { BOS, decide, logProbabilities } from "./sampling.js";
+import { BOS, decide, logProbabilities, UNK } from "./sampling.js";
 
 const ROWS = 12; // candidates to show
 
@@ -57,6 +57,7 @@ const hint = () =>
 function origin({ tokenizer }, token, { rank, chosen }) {
   const parts = [`Probability ${percent(Math.exp(-token.loss))}`];
   if (chosen) parts.push(`rank ${rank}`);
+  if (token.id === UNK) parts.push("not in the vocabulary, read as <unk>");
   if (token.kind === "given") parts.push("given by the prompt");
   if (token.kind === "chosen") parts.push("chosen by you");
   if (token.kind === "accepted") parts.push("drafted by the n-gram table, and accepted");
