@@ -1,30 +1,33 @@
 """Measure the page in headless Chromium: loading, the first token, speed, and equality of texts.
 
     python benchmarks/page.py models/minigpt.onnx models/minigpt.int8.onnx
+    python benchmarks/page.py --picture docs/page.png
 
-For each model it prints the milliseconds until the page is ready and until the first token, the
-tokens per second with the default sampling, and how many of 50 texts of 200 tokens equal those of
-`minigpt-cli generate`.
+The first command prints for each model the milliseconds until the page is ready and until the first
+token, the tokens per second with the default sampling, and how many of 50 texts of 200 tokens equal
+those of `minigpt-cli generate`. The second one saves the picture in the README.
 """
 
+import argparse
 import functools
 import re
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from minigpt.generation.engine import generate
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
-from minigpt.serving.build_page import build_page
+from minigpt.serving.build_page import build_page, training_data
 
 RUNS = 5
 TEXTS = 50
@@ -80,20 +83,58 @@ def measure(page: Page, address: str, model: Path) -> None:
     )
 
 
+def save_picture(page: Page, address: str, file: Path) -> None:
+    """Save a picture of a text and of a choice that the noise decided."""
+    page.set_viewport_size({"width": 1360, "height": 860})
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    values = {"prompt": "The old fisherman", "temperature": "0.6", "max_new_tokens": "400"}
+    for name, value in values.items():
+        page.fill(f"#{name}", value)
+    page.click("#go")
+    page.wait_for_selector("body:not(.writing)")
+    for position in range(80, 160):
+        page.click(f"#text-{position}")
+        if not page.locator("#why tbody tr:first-child.wins").count():
+            break
+    page.mouse.move(2, 2)
+    page.screenshot(path=file, clip={"x": 0, "y": 0, "width": 1360, "height": 640})
+
+
+@contextmanager
+def served(browser: Browser, model: Path) -> Iterator[tuple[Page, str]]:
+    """Build the page of `model`; yield a page of the browser and the address."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page"
+        training = training_data(Path(), OnnxBackend(model).sha256)
+        build_page(path, model, training)
+        handler = functools.partial(Handler, directory=path)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.set_default_timeout(300_000)
+        yield page, f"http://127.0.0.1:{server.server_port}/"
+        page.close()
+        server.shutdown()
+        server.server_close()
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", type=Path, nargs="*", default=[Path("models/minigpt.onnx")])
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for model in map(Path, sys.argv[1:] or ["models/minigpt.onnx"]):
-            with tempfile.TemporaryDirectory() as folder:
-                build_page(Path(folder) / "page", model)
-                handler = functools.partial(Handler, directory=f"{folder}/page")
-                server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-                threading.Thread(target=server.serve_forever, daemon=True).start()
-                page = browser.new_page()
-                measure(page, f"http://127.0.0.1:{server.server_port}/", model)
-                page.close()
-                server.shutdown()
+        for model in arguments.models:
+            with served(browser, model) as (page, address):
+                if arguments.picture:
+                    save_picture(page, address, arguments.picture)
+                else:
+                    measure(page, address, model)
         browser.close()
 
 
