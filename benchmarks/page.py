@@ -98,7 +98,7 @@ def save_picture(page: Page, address: str, file: Path) -> None:
         if not page.locator("#why tbody tr:first-child.wins").count():
             break
     page.mouse.move(2, 2)
-    page.screenshot(path=file, clip={"x": 0, "y": 0, "width": 1360, "height": 640})
+    page.screenshot(path=file, clip={"x": 0, "y": 0, "width": 1360, "height": 610})
 
 
 @contextmanager
