@@ -1,9 +1,22 @@
 import logging
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from conftest import PARAMS, build_model
 
-from minigpt.training.outputs import write_reports
+from minigpt.tokenizer import CharTokenizer
+from minigpt.training.outputs import model_metadata, write_reports
 from minigpt.training.train import Progress
+
+
+@pytest.mark.parametrize(("characters", "drafting"), [(700, True), (900, False)])
+def test_large_vocabulary_has_no_table_of_drafts(characters, drafting):
+    tokenizer = CharTokenizer(map(chr, range(1000, 1000 + characters)))
+    tokens = SimpleNamespace(ids={"train": np.arange(99)}, sha256=lambda: "")
+    model = build_model(tokenizer.vocab_size, d_model=8, num_layers=1)
+    metadata = model_metadata(PARAMS, tokenizer, tokens, model, {})
+    assert ("ngram_table" in metadata) == drafting
 
 
 def training(val_losses: list[float]) -> Progress:
