@@ -5,8 +5,12 @@ which includes the SHA-256 of everything else. There is a single key because sev
 written in random order, and equal models must give equal files.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from minigpt.common.config import ModelConfig, add_missing
 from minigpt.common.errors import UserError, one_line
-from minigpt.common.files import atomic_write, parse_json, read_errors
+from minigpt.common.files import atomic_file, parse_json, read_errors
 from minigpt.common.format_version import check_format_version
 from minigpt.model.model import MiniGPT
 from minigpt.model.size import num_parameters
@@ -34,7 +38,8 @@ def save(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
     """Write `tensors` and `metadata` (JSON types) to `path` atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**metadata, "sha256": _digest(tensors, metadata)})
-    atomic_write(path, safetensors.torch.save(tensors, {"minigpt": text}))
+    with atomic_file(path) as temporary, _os_errors():
+        safetensors.torch.save_file(tensors, temporary, {"minigpt": text})
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -60,8 +65,20 @@ def _digest(tensors: Tensors, metadata: dict[str, Any]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         # viewed as bytes, because NumPy lacks some dtypes, such as bfloat16
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise the library's errors of writing as `OSError`, as Python does."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number)) from None
+        raise
 
 
 def load_model(path: Path) -> tuple[MiniGPT, dict[str, Any]]:

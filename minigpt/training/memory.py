@@ -49,8 +49,8 @@ def check_memory(params: Params, vocab_size: int, batches: Batches, device: torc
 def device_bytes(params: Params, vocab_size: int, row_length: int) -> int:
     """Return the bytes of the model, its optimizer and the activations of a micro-batch."""
     model, train = params.model, params.train
-    # weights, gradients, the best weights so far, and one or two moments
-    copies = 5 if train.optimizer == "adamw" else 4
+    # weights, gradients, and one or two moments
+    copies = 4 if train.optimizer == "adamw" else 3
     weights = 4 * copies * num_parameters(vocab_size, model)
     rows = train.batch_size // (train.accumulation_steps * train.processes)
     # kept for the backward pass, in 2 bytes or more: 5 vectors of a block and its hidden layer

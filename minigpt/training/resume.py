@@ -19,6 +19,7 @@ from minigpt.common.config import Params, RuntimeConfig
 from minigpt.common.files import atomic_write, file_digest, parse_json
 from minigpt.data.token_files import Tokens
 from minigpt.model.checkpoint import DamagedFileError, Tensors, load, save
+from minigpt.training.best_weights import BestWeights
 from minigpt.training.device import use_bfloat16
 from minigpt.training.distributed import Group
 
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def pack_state(
-    model: nn.Module, best: Tensors, optimizers: list[torch.optim.Optimizer], others: Tensors
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], others: Tensors
 ) -> Tensors:
-    """Flatten model, best weights, optimizer state and `others` into one dict."""
-    parts = {"other": others, "model": model.state_dict(), "best": best}
+    """Flatten model, optimizer state and `others` into one dict."""
+    parts = {"other": others, "model": model.state_dict()}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             parts[f"optimizer.{number}.{index}"] = values
@@ -38,8 +39,8 @@ def pack_state(
 
 def unpack_state(
     tensors: Tensors, model: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> tuple[Tensors, Tensors]:
-    """Restore `model` and `optimizers` from `pack_state`'s dict; return `best` and `others`."""
+) -> Tensors:
+    """Restore `model` and `optimizers` from `pack_state`'s dict; return `others`."""
 
     def part(prefix: str) -> Tensors:
         names = [name for name in tensors if name.startswith(prefix)]
@@ -52,14 +53,14 @@ def unpack_state(
             index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = value
         optimizer.load_state_dict(state)
-    return part("best."), part("other.")
+    return part("other.")
 
 
 class ResumeStore:
-    """Folder with the newest two checkpoints of one training."""
+    """Folder with the newest two checkpoints of one training, and the best weights of each."""
 
     def __init__(self, folder: Path, config: RuntimeConfig):
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.best = folder, config, BestWeights(folder)
         self._saved_at = time.monotonic()
         self._damaged: list[Path] = []
 
@@ -74,21 +75,34 @@ class ResumeStore:
         for file in self._damaged:  # one of a later step would count as the newest
             file.unlink(missing_ok=True)
         save(self.folder / f"step-{step:09d}.safetensors", tensors, metadata)
-        for old in self._files()[2:]:
+        files = self._files()
+        for old in files[2:]:
             old.unlink()
+        if len(files) > 1:
+            self.best.drop_older(_step(files[1]))
 
     def load(self) -> tuple[Tensors, dict[str, Any]] | None:
         """Return the newest undamaged checkpoint, or None if there is none."""
         for file in self._files():
             try:
-                return load(file)
+                tensors, metadata = load(file)
+                if not self.best.exist(metadata["progress"]["best_step"]):
+                    raise DamagedFileError(f"{file}: without its best weights")
             except DamagedFileError as error:
                 log.warning("%s; trying the checkpoint before it", error)
                 self._damaged.append(file)
+            else:
+                self.best.drop_newer(_step(file))
+                return tensors, metadata
+        self.best.drop_newer(-1)
         return None
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from minigpt.model.checkpoint import Tensors
 from minigpt.model.loss import cross_entropy, sum_loss
 from minigpt.model.model import MiniGPT
 from minigpt.tokenizer import PAD
+from minigpt.training.best_weights import BestWeights
 from minigpt.training.device import use_bfloat16
 from minigpt.training.distributed import Group
 from minigpt.training.optim import build_optimizers, learning_rate
@@ -80,7 +81,7 @@ class Trainer:
         self.optimizers = build_optimizers(model, config)
         self.total_steps = _total_steps(config, train_batches)
         self.progress = Progress()
-        self.best: Tensors = {}  # the weights with the lowest validation loss so far
+        self.best = BestWeights() if resume is None else resume.best
         self.loss_sum = torch.zeros((), device=self.device)  # since the last logged step
         if resume is not None and (checkpoint := resume.load()) is not None:
             self._restore(*checkpoint)
@@ -123,7 +124,8 @@ class Trainer:
                 raise Interrupted
             if self.resume and self.resume.is_due(progress.step) and not self.finished:
                 self._save()
-        self.model.load_state_dict(self.best)
+        if self.group.rank == 0:  # the other processes have no use for a trained model
+            self.model.load_state_dict(self.best.load(progress.best_step))
         self.model.eval()
         return progress
 
@@ -231,7 +233,8 @@ class Trainer:
         if val_loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = val_loss, progress.step
             progress.evals_without_gain = 0
-            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            if group.rank == 0:
+                self.best.keep(progress.step, self.model.state_dict())
         else:
             progress.evals_without_gain += 1
         metrics = {"step": progress.step, "tokens": progress.tokens, "val/loss": val_loss}
@@ -256,11 +259,11 @@ class Trainer:
     def _save(self) -> None:
         if self.resume is not None and self.group.rank == 0:
             others = {"loss_sum": self.loss_sum}
-            tensors = pack_state(self.model, self.best, self.optimizers, others)
+            tensors = pack_state(self.model, self.optimizers, others)
             self.resume.save(self.progress.step, tensors, {"progress": asdict(self.progress)})
 
     def _restore(self, tensors: Tensors, metadata: dict[str, Any]) -> None:
-        self.best, others = unpack_state(tensors, self.model, self.optimizers)
+        others = unpack_state(tensors, self.model, self.optimizers)
         self.loss_sum = others["loss_sum"].to(self.device)
         self.progress = Progress(**metadata["progress"])
 

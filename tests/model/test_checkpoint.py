@@ -114,19 +114,23 @@ def store(tmp_path) -> ResumeStore:
     store = ResumeStore(tmp_path / "states", runtime_config())
     assert store.load() is None
     for step in (5, 10, 15):
-        store.save(step, TENSORS, {"step": step})
+        store.save(step, TENSORS, progress(step))
     return store
+
+
+def progress(step: int, best_step: int = 0) -> dict[str, dict[str, int]]:
+    return {"progress": {"step": step, "best_step": best_step}}
 
 
 def test_resume_store_keeps_two_checkpoints(store, tmp_path):
     assert len(list((tmp_path / "states").iterdir())) == 2
-    assert store.load()[1] == {"step": 15}
+    assert store.load()[1] == progress(15)
 
 
 def test_damaged_checkpoint_is_skipped(store, tmp_path, caplog):
     newest, before = sorted((tmp_path / "states").iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert store.load()[1] == {"step": 10}
+    assert store.load()[1] == progress(10)
     assert "trying the checkpoint before it" in caplog.text
     before.write_bytes(b"")
     assert store.load() is None
@@ -135,8 +139,25 @@ def test_damaged_checkpoint_is_skipped(store, tmp_path, caplog):
 def test_new_checkpoint_replaces_damaged_later_ones(store, tmp_path):
     newest, before = sorted((tmp_path / "states").iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert store.load()[1] == {"step": 10}
+    assert store.load()[1] == progress(10)
     before.write_bytes(b"")
     assert store.load() is None
-    store.save(2, TENSORS, {"step": 2})
-    assert store.load()[1] == {"step": 2}
+    store.save(2, TENSORS, progress(2))
+    assert store.load()[1] == progress(2)
+
+
+def test_checkpoint_without_its_best_weights_is_skipped(store, tmp_path):
+    store.best.keep(16, TENSORS)
+    store.save(20, TENSORS, progress(20, best_step=16))
+    assert store.load()[1] == progress(20, best_step=16)
+    (tmp_path / "states/best-000000016.safetensors").write_bytes(b"")
+    assert store.load()[1] == progress(15)
+    assert not list((tmp_path / "states").glob("best-*"))  # it will be trained again
+
+
+def test_best_weights_of_both_checkpoints_are_kept(store, tmp_path):
+    for step in range(20, 50, 5):
+        store.best.keep(step - 1, TENSORS)
+        store.save(step, TENSORS, progress(step, best_step=step - 1))
+    names = sorted(file.stem[-2:] for file in (tmp_path / "states").iterdir())
+    assert names == ["39", "40", "44", "45"]
