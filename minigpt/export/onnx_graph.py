@@ -38,7 +38,7 @@ from minigpt.export.int8 import BLOCK_SIZE, quantize_blocks
 from minigpt.generation.onnx_digest import append_digest
 from minigpt.model.model import FeedForward, MiniGPT, MultiHeadAttention, TransformerBlock
 from minigpt.model.variants import NEVER, NORM_EPS, NgramEmbedding, gelu
-from minigpt.tokenizer import BOS, EOS
+from minigpt.tokenizer import EOS
 
 OPSETS = {"": 23, "com.microsoft": 1}
 IR_VERSION = 10
@@ -156,7 +156,7 @@ def fold_layer_norms(model: MiniGPT) -> MiniGPT:
     if model.positional_encoding is not None:
         tables.append(model.positional_encoding.encoding)
     if model.config.single_special_token:
-        model.token_embedding.weight[BOS] = model.token_embedding.weight[EOS]
+        model.token_embedding.weight[:EOS] = model.token_embedding.weight[EOS]
     head = model.head = separate_head(model)
     for table in tables:  # (…, C)
         table.sub_(table.mean(dim=1, keepdim=True))

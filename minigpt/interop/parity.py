@@ -122,7 +122,8 @@ def compare_logits(
 def _random_rows(model: MiniGPT) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     V, S = model.token_embedding.num_embeddings, model.max_seq_len
-    return [torch.randint(V, (length,), generator=generator) for length in (1, S // 2, S)]
+    first = torch.arange(min(S, V))  # the special tokens are among them
+    return [first, *(torch.randint(V, (length,), generator=generator) for length in (S // 2, S))]
 
 
 def _validation_rows(model: MiniGPT, tokens: Tokens | None) -> list[Tensor]:

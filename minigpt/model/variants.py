@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.common.config import ModelConfig
-from minigpt.tokenizer import BOS, EOS
+from minigpt.tokenizer import EOS
 
 NORM_EPS = 1e-5
 NEVER = -1e4  # logit of a token that is never predicted: its probability is 0, and it is finite
@@ -71,14 +71,14 @@ class LearnedEncoding(nn.Module):
 
 
 class SingleSpecialEmbedding(nn.Embedding):
-    """An embedding with one row for <bos> and <eos>, that of <eos>.
+    """An embedding with one row for all special tokens, that of <eos>.
 
     GPT-2 has a single special token, <|endoftext|>, between documents.
     """
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed ids (B, T) as (B, T, C)."""
-        return super().forward(ids.masked_fill(ids == BOS, EOS))
+        return super().forward(ids.clamp(min=EOS))
 
 
 class TiedHead(nn.Module):
