@@ -114,7 +114,9 @@ def snapshot_of(name: str) -> Snapshot:
 
 def models_in_git() -> list[Snapshot]:
     """Return a snapshot for each model in branches, tags and DVC experiments, the oldest first."""
-    experiments = git("for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps")
+    # not refs/exps/exec/…, which an interrupted experiment leaves
+    references = "refs/exps/*/*/*"
+    experiments = git("for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", references)
     names = dict(line.split(" ", 1) for line in experiments.splitlines())
     commits = git("log", "--all", "--full-history", "--reverse", "--format=%H", "--", "dvc.lock")
     models: dict[str, Snapshot] = {}
