@@ -12,7 +12,7 @@ from dvc.repo import Repo
 from minigpt.common.errors import UserError, one_line
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
-from pipeline.tools.baseline import NAME, experiments, free_name, remove, save_state
+from pipeline.tools.baseline import NAME, experiments, free_name, remove, save_state, save_tree
 from pipeline.tracking.git import checked_git, git
 
 log = logging.getLogger(__name__)
@@ -22,10 +22,10 @@ SAVED = "before-back"
 def main() -> None:
     _restore_branch()
     with Repo() as repo:
-        target = experiments().get(NAME) or _committed(repo)
+        target = _target(repo)
         name = _save()
-        _move_uncached(repo, paths.root() / ".minigpt" / name)
         try:
+            _move_uncached(repo, paths.root() / ".minigpt" / name)
             repo.experiments.apply(target)
         except Exception as error:  # of DVC, Git or the disk
             raise UserError(
@@ -34,19 +34,43 @@ def main() -> None:
     log.info("back at the baseline; to return to the state before: dvc exp apply %s", name)
 
 
-def _committed(repo: Repo) -> str:
-    """Return the current commit if its models are in DVC's cache.
+def _target(repo: Repo) -> str:
+    """Return the commit to go back to.
 
     Raises:
-        UserError: They are not, so there is nothing to go back to.
+        UserError: There is none.
     """
-    with repo.switch("HEAD"):
-        if all(out.cache.exists(out.hash_info.value) for out in repo.index.outs if out.use_cache):
-            return "HEAD"
+    if commit := experiments().get(NAME) or _committed(repo) or _inherited():
+        return commit
     raise UserError(
         "nothing to go back to: this commit has no baseline, which `make repro` makes, and its "
         "models are not in DVC's cache; run `git restore params.yaml` and `make repro`"
     )
+
+
+def _committed(repo: Repo) -> str:
+    """Return the current commit if its models are in DVC's cache, else ""."""
+    with repo.switch("HEAD"):
+        outs = [out for out in repo.index.outs if out.use_cache]
+        known = all(out.hash_info and out.cache.exists(out.hash_info.value) for out in outs)
+        return "HEAD" if known else ""
+
+
+def _inherited() -> str:
+    """Merge the baseline of the latest commit that has one into this commit; "" if impossible.
+
+    This commit may only have changed a document, for example.
+    """
+    lines = git("for-each-ref", "--format=%(refname) %(objectname)", f"refs/exps/*/*/{NAME}")
+    baselines = {}
+    for line in lines.splitlines():
+        reference, commit = line.split()
+        baselines["".join(reference.split("/")[2:4])] = commit
+    for ancestor in git("rev-list", "HEAD").splitlines():
+        if ancestor in baselines:
+            tree = git("merge-tree", "--write-tree", "HEAD", baselines[ancestor])
+            return save_tree(NAME, tree) if len(tree.split()) == 1 else ""
+    return ""
 
 
 def _save() -> str:

@@ -95,6 +95,11 @@ def save_state(name: str) -> str:
         if LOCK.exists():  # also in a project that is not committed yet
             checked_git("add", "--force", "--", str(LOCK), **env)
         tree = checked_git("write-tree", **env)
+    return save_tree(name, tree)
+
+
+def save_tree(name: str, tree: str) -> str:
+    """Save a Git tree as the DVC experiment `name` of the current commit; return its commit."""
     identity = []
     if not git("var", "GIT_COMMITTER_IDENT"):  # Git would refuse to commit
         identity = ["-c", "user.name=MiniGPT", "-c", "user.email=minigpt@localhost"]

@@ -20,7 +20,7 @@ from pipeline.tools import back, baseline
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),  # of DVC, which runs in this process to save time
+    pytest.mark.filterwarnings("ignore"),  # of DVC, which runs in this process to save time
 ]
 MODEL, ONNX = Path("models/minigpt.safetensors"), Path("models/minigpt.onnx")
 FILES = {
@@ -235,6 +235,18 @@ def test_a_committed_state_needs_no_baseline(machine):
     assert MODEL.read_text() == "7 mine code\n"
 
 
+def test_a_commit_that_changes_no_result_inherits_the_baseline(machine):
+    make_repro()
+    Path("notes.txt").write_text("committed")
+    git("add", "notes.txt")
+    git("commit", "--quiet", "--message", "notes", "notes.txt")
+    experiment("train.lr=1")
+    make_back()
+    assert MODEL.read_text() == "7 mine code\n"
+    assert Path("notes.txt").read_text() == "committed"
+    assert git("status", "--porcelain", "notes.txt") == ""
+
+
 def test_committed_parameters_of_an_experiment_are_chosen(machine):
     make_repro()
     experiment("train.lr=1")
@@ -256,6 +268,17 @@ def test_outs_that_are_not_cached_are_moved(machine):
 def test_back_without_a_baseline_is_one_line(workspace):
     with pytest.raises(UserError, match=r"nothing to go back to: .* `make repro`"):
         back.main()
+
+
+def test_a_damaged_lock_is_one_line(machine):
+    make_repro()
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: [")  # DVC was killed while writing it
+    with pytest.raises(
+        UserError, match=r"cannot go back .*; your files are in the experiment 'bef"
+    ):
+        back.main()
+    git("restore", "dvc.lock")
+    make_back()
 
 
 def test_states_are_saved_without_an_identity_of_git(workspace):
