@@ -48,6 +48,7 @@ NOT_CHARTED = (
     "cpu_seconds",
     "peak_",
 )
+SYSTEM = "System metrics"  # MLflow's section of these, folded
 # columns of the list of runs, and their widths
 COLUMNS = {
     "attributes.`Run Name`": 300,
@@ -125,7 +126,7 @@ def _view(metrics: set[str]) -> dict[str, Any]:
         "compareRunSections": [
             {"uuid": name, "name": name, "display": True, "isReordered": True} for name in CHARTS
         ]
-        + [{"uuid": "system", "name": "system", "display": False, "isReordered": True}],
+        + [{"uuid": SYSTEM, "name": SYSTEM, "display": False, "isReordered": True}],
         "compareRunCharts": [
             *(_chart(section, *chart) for section, charts in CHARTS.items() for chart in charts),
             *({**_chart("Evaluation", name, ""), "deleted": True} for name in hidden),

@@ -39,7 +39,7 @@ def page(with_experiments: Project, tmp_path_factory):
             "--disable-gpu",
             f"--user-data-dir={folder}",
         ]
-        command += ["--window-size=1600,2400", "--virtual-time-budget=60000", "--dump-dom"]
+        command += ["--window-size=2600,2400", "--virtual-time-budget=60000", "--dump-dom"]
         url = f"http://{HOST}:{port}/{path}"
         dom = subprocess.run(
             [*command, url], capture_output=True, text=True, check=True, timeout=120
