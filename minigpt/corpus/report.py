@@ -19,8 +19,8 @@ NUM_EXAMPLES = 3  # documents, each cut to EXAMPLE_LENGTH characters
 EXAMPLE_LENGTH = 300
 NUM_CHARACTERS = 20  # most common and rarest ones in the report
 MAX_POWER = 48  # documents are shorter than 2**MAX_POWER characters
-# lower ends of the bins of document lengths: four bins for each factor of two
-EDGES = np.unique(np.ceil(2 ** (np.arange(4 * MAX_POWER + 1) / 4)).astype(np.int64))
+# lower ends of the bins of document lengths: 16 bins for each factor of two
+EDGES = np.unique(np.ceil(2 ** (np.arange(16 * MAX_POWER + 1) / 16)).astype(np.int64))
 MAX_BINS = 16  # of the report; if more occur, neighbors are merged
 
 

@@ -33,5 +33,5 @@ def test_each_document_is_counted_in_its_bin(tmp_path, lengths):
 
 
 def test_lengths_have_several_bins_but_not_many(tmp_path):
-    assert 5 <= len(lengths_csv(tmp_path, list(range(700, 2048)))) / 2 <= MAX_BINS
+    assert 8 <= len(lengths_csv(tmp_path, list(range(725, 1200)))) / 2 <= MAX_BINS
     assert 5 <= len(lengths_csv(tmp_path, [1, 10**9])) / 2 <= MAX_BINS
