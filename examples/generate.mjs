@@ -13,7 +13,8 @@ import * as ort from "onnxruntime-web/wasm";
 function fields(bytes) {
   const found = [];
   let at = 0;
-  const varint = (shift = 1) => (bytes[at] & 127) * shift + (bytes[at++] & 128 && varint(shift * 128));
+  const varint = (shift = 1) =>
+    (bytes[at] & 127) * shift + (bytes[at++] & 128 && varint(shift * 128));
   while (at < bytes.length) {
     const tag = varint();
     if (tag % 8 === 0) found.push([Math.floor(tag / 8), varint()]);
@@ -27,7 +28,9 @@ function fields(bytes) {
 
 const [file, prompt] = process.argv.slice(2);
 const bytes = readFileSync(file);
-const entries = fields(bytes).filter(([number]) => number === 14).map(([, entry]) => fields(entry).map(([, text]) => text.toString()));
+const entries = fields(bytes)
+  .filter(([number]) => number === 14)
+  .map(([, entry]) => fields(entry).map(([, text]) => text.toString()));
 const { config, tokenizer } = JSON.parse(Object.fromEntries(entries).minigpt);
 const { characters } = tokenizer; // those of the ids 4, 5, …; ids 0 to 3 are special
 
@@ -35,22 +38,41 @@ ort.env.wasm.numThreads = 1;
 const session = await ort.InferenceSession.create(bytes);
 const tensor = (type, data, dims) => new ort.Tensor(type, data, dims);
 const int64 = (values) => tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
-let caches = session.inputMetadata.filter(({ name }) => name.startsWith("past_")).map(({ name, shape: [, ...dims] }) =>
-  [name, tensor("float32", new Float32Array(dims.reduce((a, b) => a * b)), [1, ...dims])]);
+let caches = session.inputMetadata
+  .filter(({ name }) => name.startsWith("past_"))
+  .map(({ name, shape: [, ...dims] }) => [
+    name,
+    tensor("float32", new Float32Array(dims.reduce((a, b) => a * b)), [1, ...dims]),
+  ]);
 
 // tokens that the model has not processed yet: <bos> (2) and the prompt, then one at a time
 let fresh = [2, ...Array.from(prompt, (character) => characters.indexOf(character) + 4)];
 const ids = [];
-while (ids.length + fresh.length <= config.max_seq_len && fresh[0] !== 3) { // 3 is <eos>
+while (ids.length + fresh.length <= config.max_seq_len && fresh[0] !== 3) {
+  // 3 is <eos>
   const positions = fresh.map((_, i) => ids.length + i);
   ids.push(...fresh);
-  const inputs = { input_ids: int64(fresh), positions: int64(positions), ...Object.fromEntries(caches) };
-  for (const [distance, name] of [[1, "previous_ids"], [2, "second_previous_ids"]]) { // the id one or two before
-    if (session.inputNames.includes(name)) inputs[name] = int64(positions.map((at) => ids[at - distance] ?? 0));
+  const inputs = {
+    input_ids: int64(fresh),
+    positions: int64(positions),
+    ...Object.fromEntries(caches),
+  };
+  for (const [distance, name] of [
+    [1, "previous_ids"],
+    [2, "second_previous_ids"],
+  ]) {
+    // the id one or two before
+    if (session.inputNames.includes(name))
+      inputs[name] = int64(positions.map((at) => ids[at - distance] ?? 0));
   }
   const outputs = await session.run(inputs);
   caches = caches.map(([name]) => [name, outputs[name.replace("past", "present")]]);
   const last = outputs.logits.data.slice(-config.vocab_size);
   fresh = [last.indexOf(Math.max(...last.subarray(3)), 3)]; // the special tokens 0 to 2 are never generated
 }
-console.log(ids.slice(1).map((id) => characters[id - 4]).join(""));
+console.log(
+  ids
+    .slice(1)
+    .map((id) => characters[id - 4])
+    .join(""),
+);

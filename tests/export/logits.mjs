@@ -27,7 +27,10 @@ async function logitsOf(model, passes) {
     const positions = pass.map((_, i) => ids.length + i);
     ids.push(...pass);
     const inputs = { input_ids: int64(pass), positions: int64(positions), ...cache };
-    for (const [name, distance] of [["previous_ids", 1], ["second_previous_ids", 2]]) {
+    for (const [name, distance] of [
+      ["previous_ids", 1],
+      ["second_previous_ids", 2],
+    ]) {
       if (session.inputNames.includes(name)) {
         inputs[name] = int64(positions.map((position) => ids[position - distance] ?? 0));
       }

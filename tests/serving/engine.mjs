@@ -15,7 +15,8 @@ ort.env.wasm.wasmBinary = readFileSync(`${page}/onnxruntime.wasm`);
 
 const backends = new Map();
 const backendOf = (model) => {
-  if (!backends.has(model)) backends.set(model, Backend.load(ort, new Uint8Array(readFileSync(model))));
+  if (!backends.has(model))
+    backends.set(model, Backend.load(ort, new Uint8Array(readFileSync(model))));
   return backends.get(model);
 };
 const withSeed = (sampling) => ({ ...sampling, seed: BigInt(sampling.seed) });
@@ -24,7 +25,8 @@ const CALLS = {
   noise: (_, { seed, sample, position, size }) =>
     Array.from(gumbelNoise(BigInt(seed), sample, position, size)),
 
-  decide: (_, { logits, noise, sampling, ids }) => decide(logits, noise, withSeed(sampling), ids).token,
+  decide: (_, { logits, noise, sampling, ids }) =>
+    decide(logits, noise, withSeed(sampling), ids).token,
 
   encode: ({ tokenizer }, { text }) => tokenizer.encode(text),
 
@@ -36,10 +38,24 @@ const CALLS = {
   async generate(backend, { prompt, max_new_tokens, sampling, stop }) {
     const ids = backend.tokenizer.encode(prompt).slice(0, -1);
     const end = ids.length + max_new_tokens;
-    const generation = new engine.Generation(backend, ids, ids.length, end, withSeed(sampling), stop);
+    const generation = new engine.Generation(
+      backend,
+      ids,
+      ids.length,
+      end,
+      withSeed(sampling),
+      stop,
+    );
     while (!generation.finishReason) await generation.advance();
     const { text, finishReason, forwardPasses, drafted, accepted } = generation;
-    return { ids: generation.ids.slice(ids.length), text, finishReason, forwardPasses, drafted, accepted };
+    return {
+      ids: generation.ids.slice(ids.length),
+      text,
+      finishReason,
+      forwardPasses,
+      drafted,
+      accepted,
+    };
   },
 
   async score(backend, { text }) {

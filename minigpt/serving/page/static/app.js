@@ -36,7 +36,9 @@ async function start(file, training) {
 }
 
 function describe({ config, parameters, quantization, training }, tokenizer, file) {
-  const size = parameters ? `${(parameters / 1e6).toPrecision(2)} M parameters` : `${(file.length / 1e6).toFixed(1)} MB`;
+  const size = parameters
+    ? `${(parameters / 1e6).toPrecision(2)} M parameters`
+    : `${(file.length / 1e6).toFixed(1)} MB`;
   const parts = [size, `${config.num_layers} layers of ${config.num_heads} heads`];
   parts.push(`${tokenizer.vocabSize} ${tokenizer.kind === "bpe" ? "subwords" : "characters"}`);
   parts.push(`context ${config.max_seq_len}`);

@@ -58,7 +58,10 @@ class KVCache {
     Object.assign(this, { ort, session });
     const zeros = ({ name, shape }) => {
       const dims = [1, ...shape.slice(1)]; // (B, H, S, D)
-      return [name, new ort.Tensor("float32", new Float32Array(dims.reduce((a, b) => a * b)), dims)];
+      return [
+        name,
+        new ort.Tensor("float32", new Float32Array(dims.reduce((a, b) => a * b)), dims),
+      ];
     };
     const inputs = session.inputMetadata.filter(({ name }) => name.startsWith("past_"));
     this.past = Object.fromEntries(inputs.map(zeros));

@@ -19,7 +19,8 @@ export async function readNgramTable({ ngram_table: stored, quantization }, voca
   const counts = Array.from({ length: MAX_CONTEXT }, number);
   const rows = new Map([["", 0]]); // context → row
   counts.forEach((count, i) => {
-    for (let n = 0; n < count; n++) rows.set(Array.from({ length: i + 1 }, number).join(), rows.size);
+    for (let n = 0; n < count; n++)
+      rows.set(Array.from({ length: i + 1 }, number).join(), rows.size);
   });
   return new NgramTable(rows, new Uint8Array(data.buffer, 4 * at), vocabSize);
 }

@@ -13,7 +13,8 @@ const DIGEST = 74 + 2; // bytes of the last entry of the file, its SHA-256
 const text = new TextDecoder();
 const utf8 = new TextEncoder();
 
-export const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+export const hex = (bytes) =>
+  Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 // Yield the fields of a message; `bytes` is the content of those with wire type 2, else null.
 function* fields(message) {
@@ -42,7 +43,8 @@ function* fields(message) {
   }
 }
 
-const find = (message, number) => [...fields(message)].find((field) => field.number === number)?.bytes;
+const find = (message, number) =>
+  [...fields(message)].find((field) => field.number === number)?.bytes;
 
 // Return the metadata of a MiniGPT model: config, tokenizer, training summary, n-gram table.
 export function readMetadata(file) {

@@ -17,8 +17,7 @@ const product = new Uint32Array(4); // of two 64-bit numbers, the lowest 32 bits
 
 function multiply(ah, al, bh, bl) {
   const middle = high(al, bl) + low(al, bh) + low(ah, bl);
-  const upper =
-    high(al, bh) + high(ah, bl) + low(ah, bh) + Math.floor(middle / 2 ** 32);
+  const upper = high(al, bh) + high(ah, bl) + low(ah, bh) + Math.floor(middle / 2 ** 32);
   product[0] = low(al, bl);
   product[1] = middle;
   product[2] = upper;
@@ -29,12 +28,24 @@ const double = (upper, lower) => (upper * 2 ** 21 + (lower >>> 11)) / 2 ** 53;
 
 // Write the four numbers of a step, as doubles in [0, 1), to out[at], out[at + 1], …
 function step(counter, seedHigh, seedLow, sample, out, at) {
-  let k0h = seedHigh, k0l = seedLow, k1h = 0, k1l = sample; // the key
-  let c0h = Math.floor(counter / 2 ** 32), c0l = counter >>> 0, c1h = 0, c1l = 0;
-  let c2h = 0, c2l = 0, c3h = 0, c3l = 0;
+  let k0h = seedHigh,
+    k0l = seedLow,
+    k1h = 0,
+    k1l = sample; // the key
+  let c0h = Math.floor(counter / 2 ** 32),
+    c0l = counter >>> 0,
+    c1h = 0,
+    c1l = 0;
+  let c2h = 0,
+    c2l = 0,
+    c3h = 0,
+    c3l = 0;
   for (let round = 0; round < ROUNDS; round++) {
     multiply(c0h, c0l, M0[0], M0[1]);
-    const p0 = product[0], p1 = product[1], p2 = product[2], p3 = product[3];
+    const p0 = product[0],
+      p1 = product[1],
+      p2 = product[2],
+      p3 = product[3];
     multiply(c2h, c2l, M1[0], M1[1]);
     c0h = (product[3] ^ c1h ^ k0h) >>> 0;
     c0l = (product[2] ^ c1l ^ k0l) >>> 0;
@@ -60,7 +71,8 @@ export function gumbelNoise(seed, sample, position, vocabSize) {
   const [seedHigh, seedLow] = [Number(seed >> 32n), Number(seed & 0xffffffffn)];
   const steps = Math.ceil(vocabSize / 4); // each position owns so many steps of the counter
   const noise = new Float64Array(steps * 4);
-  for (let i = 0; i < steps; i++) step(position * steps + i + 1, seedHigh, seedLow, sample, noise, 4 * i);
+  for (let i = 0; i < steps; i++)
+    step(position * steps + i + 1, seedHigh, seedLow, sample, noise, 4 * i);
   for (let i = 0; i < vocabSize; i++) {
     noise[i] = -Math.log(-Math.log(Math.max(noise[i], SMALLEST)));
   }

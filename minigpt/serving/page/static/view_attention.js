@@ -10,7 +10,10 @@ let latest = 0; // request
 export async function showAttention(model, text, index, view) {
   const panel = $("attention");
   const hint = (words) => panel.replaceChildren(h("p", { class: "explain" }, words));
-  if (index === null) return hint("Select a token of the text: here you see where the model looked when it chose this token.");
+  if (index === null)
+    return hint(
+      "Select a token of the text: here you see where the model looked when it chose this token.",
+    );
   if (index === 0) return hint("Nothing is before the beginning of the text.");
   const request = ++latest;
   if (!panel.querySelector(".heads")) hint("Computing the attention…");
@@ -50,15 +53,32 @@ function draw(model, text, index, view, attention) {
     draw(model, text, index, view, attention);
     $("attention").querySelector("[aria-pressed=true]").focus();
   };
-  const top = Array.from(row.keys()).sort((a, b) => row[b] - row[a]).slice(0, 5);
-  const chosenName = head === AVERAGE ? "All heads together" : `Layer ${head[0] + 1}, head ${head[1] + 1}`;
+  const top = Array.from(row.keys())
+    .sort((a, b) => row[b] - row[a])
+    .slice(0, 5);
+  const chosenName =
+    head === AVERAGE ? "All heads together" : `Layer ${head[0] + 1}, head ${head[1] + 1}`;
   $("attention").replaceChildren(
     h("h2", {}, glyph(model.tokenizer, text.ids[index], text.tokens[index].text)),
-    h("p", { class: "explain origin" }, "Where the model looked when it chose this token; the text is shaded by it."),
+    h(
+      "p",
+      { class: "explain origin" },
+      "Where the model looked when it chose this token; the text is shaded by it.",
+    ),
     heads(attention, choose),
     h("h3", {}, chosenName),
-    h("ol", { class: "top", "aria-label": "Most attention" },
-      ...top.map((i) => h("li", { "--share": (row[i] / strongest).toFixed(3) }, h("b", {}, name(i)), ` ${percent(row[i])}`))),
+    h(
+      "ol",
+      { class: "top", "aria-label": "Most attention" },
+      ...top.map((i) =>
+        h(
+          "li",
+          { "--share": (row[i] / strongest).toFixed(3) },
+          h("b", {}, name(i)),
+          ` ${percent(row[i])}`,
+        ),
+      ),
+    ),
     map(weights, T, name),
   );
 }
@@ -68,13 +88,39 @@ function heads(attention, choose) {
   const button = (chosen, label) => {
     const pressed = String(chosen) === String(head);
     const content = chosen === AVERAGE ? "Average of all" : thumbnail(attention, chosen);
-    return h("button", { type: "button", "aria-pressed": String(pressed), "aria-label": label, title: label, onclick: () => choose(chosen) }, content);
+    return h(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(pressed),
+        "aria-label": label,
+        title: label,
+        onclick: () => choose(chosen),
+      },
+      content,
+    );
   };
   const rows = attention.layers.map((_, layer) =>
-    h("div", { class: "layer" }, h("span", {}, `Layer ${layer + 1}`),
-      h("div", {}, ...Array.from({ length: attention.numHeads }, (_, i) => button([layer, i], `Layer ${layer + 1}, head ${i + 1}`)))));
+    h(
+      "div",
+      { class: "layer" },
+      h("span", {}, `Layer ${layer + 1}`),
+      h(
+        "div",
+        {},
+        ...Array.from({ length: attention.numHeads }, (_, i) =>
+          button([layer, i], `Layer ${layer + 1}, head ${i + 1}`),
+        ),
+      ),
+    ),
+  );
   const grid = h("div", { class: "layers" + (attention.numHeads > 6 ? " small" : "") }, ...rows);
-  return h("div", { class: "heads", role: "group", "aria-label": "Heads" }, button(AVERAGE, "Average of all heads"), grid);
+  return h(
+    "div",
+    { class: "heads", role: "group", "aria-label": "Heads" },
+    button(AVERAGE, "Average of all heads"),
+    grid,
+  );
 }
 
 // Draw the weights on a canvas; a weight is as dark as its share of the strongest in its row.
@@ -82,7 +128,9 @@ function paint(weights, T, size, first = 0) {
   const canvas = h("canvas", { width: size, height: size, "aria-hidden": "true" });
   const context = canvas.getContext("2d");
   const image = context.createImageData(size, size);
-  const color = getComputedStyle(document.documentElement).getPropertyValue("--attention-rgb").split(",");
+  const color = getComputedStyle(document.documentElement)
+    .getPropertyValue("--attention-rgb")
+    .split(",");
   for (let y = 0; y < size; y++) {
     const q = first + y;
     const row = weights.subarray(q * T, q * T + q + 1);
@@ -107,11 +155,17 @@ function thumbnail(attention, chosen) {
 // Draw all positions; the pointer reads a weight.
 function map(weights, T, name) {
   const canvas = paint(weights, T, T);
-  const reading = h("figcaption", {}, "Each row is a position that looks at the columns, those before it.");
+  const reading = h(
+    "figcaption",
+    {},
+    "Each row is a position that looks at the columns, those before it.",
+  );
   canvas.onpointermove = ({ offsetX, offsetY }) => {
-    const at = (offset) => Math.max(0, Math.min(T - 1, Math.floor((offset / canvas.clientWidth) * T)));
+    const at = (offset) =>
+      Math.max(0, Math.min(T - 1, Math.floor((offset / canvas.clientWidth) * T)));
     const [q, k] = [at(offsetY), at(offsetX)];
-    if (k <= q) reading.textContent = `After ${name(q)} it looked at ${name(k)} (${q - k} before) with ${percent(weights[q * T + k])}.`;
+    if (k <= q)
+      reading.textContent = `After ${name(q)} it looked at ${name(k)} (${q - k} before) with ${percent(weights[q * T + k])}.`;
   };
   return h("figure", { class: "map" }, canvas, reading);
 }

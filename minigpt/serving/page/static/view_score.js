@@ -28,7 +28,11 @@ async function score() {
   button.disabled = true;
   try {
     const text = $("score-text").value;
-    const result = await call("score", { text }, (share) => (button.textContent = `${percent(share)}`));
+    const result = await call(
+      "score",
+      { text },
+      (share) => (button.textContent = `${percent(share)}`),
+    );
     show(result);
   } catch (error) {
     $("score-total").textContent = `Cannot score: ${error.message}`;
@@ -50,18 +54,43 @@ function show({ total, lines, tokens: scored }) {
     figure(`tokens, ${total.characters} characters`, total.tokens),
   );
   $("score-token").textContent =
-    scored.length > SHADED ? `Only the first ${SHADED} tokens are shown.` : "Select a token to see its probability.";
+    scored.length > SHADED
+      ? `Only the first ${SHADED} tokens are shown.`
+      : "Select a token to see its probability.";
   $("score-lines").replaceChildren(lines.length > 1 ? table(lines.slice(0, 500)) : "");
 }
 
 function table(lines) {
   const head = ["Line", "Loss", "Perplexity", "Bits per character"];
   const cell = (value) => h("td", { class: "number" }, number(value, 4));
-  return h("table", {},
+  return h(
+    "table",
+    {},
     h("caption", { class: "hidden" }, "Scores of the lines"),
-    h("thead", {}, h("tr", {}, ...head.map((name, i) => h("th", { scope: "col", class: i ? "number" : "" }, name)))),
-    h("tbody", {}, ...lines.map((line) =>
-      h("tr", {}, h("th", { scope: "row", dir: "auto" }, line.text || "↵"), cell(line.loss), cell(line.perplexity), cell(line.bits_per_char)))));
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        ...head.map((name, i) => h("th", { scope: "col", class: i ? "number" : "" }, name)),
+      ),
+    ),
+    h(
+      "tbody",
+      {},
+      ...lines.map((line) =>
+        h(
+          "tr",
+          {},
+          h("th", { scope: "row", dir: "auto" }, line.text || "↵"),
+          cell(line.loss),
+          cell(line.perplexity),
+          cell(line.bits_per_char),
+        ),
+      ),
+    ),
+  );
 }
 
 $("score-form").onsubmit = (event) => {

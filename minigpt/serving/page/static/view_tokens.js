@@ -10,7 +10,9 @@ export function startTokens(loaded) {
   model = loaded;
   const { tokenizer } = model;
   $("vocabulary-title").textContent = `The vocabulary: ${tokenizer.vocabSize} tokens`;
-  $("vocabulary").replaceChildren(...tokenizer.tokenStrings.slice(0, SHOWN).map((text, id) => chip(id, text)));
+  $("vocabulary").replaceChildren(
+    ...tokenizer.tokenStrings.slice(0, SHOWN).map((text, id) => chip(id, text)),
+  );
   update();
 }
 

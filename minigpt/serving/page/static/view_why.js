@@ -15,21 +15,28 @@ export function explain({ tokenizer }, text, index) {
   const { candidates, scaled, dropped, scores } = decision;
   const probabilities = logProbabilities(logits).map(Math.exp);
   const all = Uint32Array.from(scaled.keys()).sort((a, b) => scaled[b] - scaled[a] || a - b);
-  const weight = (rank) => (dropped[rank] ? 0 : Math.exp(scaled[candidates[rank]] - scaled[all[0]]));
+  const weight = (rank) =>
+    dropped[rank] ? 0 : Math.exp(scaled[candidates[rank]] - scaled[all[0]]);
   const total = dropped.reduce((sum, _, rank) => sum + weight(rank), 0);
   const rows = Array.from(all, (candidate, rank) => ({
     id: candidate,
     logit: logits[candidate],
     probability: probabilities[candidate],
     scaled: scaled[candidate],
-    dropped: rank >= candidates.length ? (sampling.temperature ? "top-k" : "greedy") : dropped[rank],
+    dropped:
+      rank >= candidates.length ? (sampling.temperature ? "top-k" : "greedy") : dropped[rank],
     share: rank < candidates.length ? weight(rank) / total : 0,
     noise: noise[candidate],
     score: scores[rank] ?? -Infinity,
     wins: candidate === decision.token,
     is: candidate === id,
   })).filter((row) => row.scaled > -Infinity);
-  return { rows, decision, chosen: rows.find((row) => row.is), rank: rows.findIndex((row) => row.is) + 1 };
+  return {
+    rows,
+    decision,
+    chosen: rows.find((row) => row.is),
+    rank: rows.findIndex((row) => row.is) + 1,
+  };
 }
 
 export function showDecision(model, text, index, branch) {
@@ -39,7 +46,9 @@ export function showDecision(model, text, index, branch) {
   const head = h("h2", {}, glyph(model.tokenizer, token.id, token.text));
   if (!token.logits) {
     const reason =
-      token.id === BOS ? "It marks the beginning of a text, and is always given." : "It is in the prompt, before the window that the model saw.";
+      token.id === BOS
+        ? "It marks the beginning of a text, and is always given."
+        : "It is in the prompt, before the window that the model saw.";
     return panel.replaceChildren(head, h("p", { class: "explain origin" }, reason));
   }
   const explained = explain(model, text, index);
@@ -52,7 +61,11 @@ export function showDecision(model, text, index, branch) {
 }
 
 const hint = () =>
-  h("p", { class: "explain" }, "Select a token of the text: here you see every step from the model’s numbers to the choice, and can choose another one.");
+  h(
+    "p",
+    { class: "explain" },
+    "Select a token of the text: here you see every step from the model’s numbers to the choice, and can choose another one.",
+  );
 
 function origin({ tokenizer }, token, { rank, chosen }) {
   const parts = [`Probability ${percent(Math.exp(-token.loss))}`];
@@ -69,11 +82,15 @@ function origin({ tokenizer }, token, { rank, chosen }) {
 
 // Show how many candidates each step leaves.
 function stages({ temperature, top_k, top_p, min_p, repetition_penalty }, { rows, decision }) {
-  const kept = (reason) => decision.dropped.filter((dropped) => dropped !== "top-p" && (reason === "top-p" || !dropped)).length;
-  const step = (name, count) => h("li", {}, h("b", {}, name), count === null ? "" : h("span", {}, String(count)));
+  const kept = (reason) =>
+    decision.dropped.filter((dropped) => dropped !== "top-p" && (reason === "top-p" || !dropped))
+      .length;
+  const step = (name, count) =>
+    h("li", {}, h("b", {}, name), count === null ? "" : h("span", {}, String(count)));
   const steps = [step("Candidates", rows.length)];
   if (repetition_penalty !== 1) steps.push(step(`Penalty ${repetition_penalty}`, rows.length));
-  if (temperature < 1e-9) return h("ol", { class: "stages" }, ...steps, step("Greedy: the best", 1));
+  if (temperature < 1e-9)
+    return h("ol", { class: "stages" }, ...steps, step("Greedy: the best", 1));
   steps.push(step(`÷ ${temperature}`, rows.length));
   const inTopK = decision.candidates.filter((id) => decision.scaled[id] > -Infinity).length;
   if (top_k) steps.push(step(`Top-k ${top_k}`, inTopK));
@@ -86,21 +103,38 @@ function table({ tokenizer }, text, { rows }, choose, canBranch) {
   const greedy = text.sampling.temperature < 1e-9;
   const shown = rows.filter((row, rank) => rank < ROWS || row.is || row.wins);
   const scale = scaleOf(shown);
-  const headers = ["Token", "Logit", greedy ? null : "÷ T", "Chance", greedy ? null : "Noise", greedy ? null : "Score"];
-  const head = headers.filter(Boolean).map((name, i) => h("th", { scope: "col", class: i ? "number" : "" }, name));
+  const headers = [
+    "Token",
+    "Logit",
+    greedy ? null : "÷ T",
+    "Chance",
+    greedy ? null : "Noise",
+    greedy ? null : "Score",
+  ];
+  const head = headers
+    .filter(Boolean)
+    .map((name, i) => h("th", { scope: "col", class: i ? "number" : "" }, name));
   if (!greedy) head.push(h("th", { scope: "col" }, "÷ T, then + noise"));
   const cells = (row) => {
     const name = spoken(tokenizer, row.id);
     const label = `Go on with ${name}`;
     const content = glyph(tokenizer, row.id);
     const token = canBranch
-      ? h("button", { type: "button", "aria-label": label, title: label, onclick: () => choose(row.id) }, content)
+      ? h(
+          "button",
+          { type: "button", "aria-label": label, title: label, onclick: () => choose(row.id) },
+          content,
+        )
       : content;
     const list = [
       h("th", { scope: "row" }, token),
       h("td", { class: "number" }, number(row.logit)),
       greedy ? null : h("td", { class: "number" }, number(row.scaled)),
-      h("td", { class: "number bar", "--share": row.share.toFixed(4) }, row.dropped ? h("em", {}, row.dropped) : percent(row.share)),
+      h(
+        "td",
+        { class: "number bar", "--share": row.share.toFixed(4) },
+        row.dropped ? h("em", {}, row.dropped) : percent(row.share),
+      ),
     ];
     if (greedy) return list.filter(Boolean);
     return [
@@ -116,10 +150,22 @@ function table({ tokenizer }, text, { rows }, choose, canBranch) {
   });
   const more = rows.length - shown.length;
   const note = canBranch ? "Choose another token, and the text goes on from there." : "";
-  return h("div", { class: "scroll" },
-    h("table", { class: "decision" }, h("caption", { class: "hidden" }, "Candidates, the most probable first"),
-      h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...body)),
-    h("p", { class: "explain" }, `${more > 0 ? `${more} less probable tokens are not shown. ` : ""}${note}`));
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      { class: "decision" },
+      h("caption", { class: "hidden" }, "Candidates, the most probable first"),
+      h("thead", {}, h("tr", {}, ...head)),
+      h("tbody", {}, ...body),
+    ),
+    h(
+      "p",
+      { class: "explain" },
+      `${more > 0 ? `${more} less probable tokens are not shown. ` : ""}${note}`,
+    ),
+  );
 }
 
 // Return the function from a number to a place between 0 and 100, for all kept rows.
@@ -132,8 +178,11 @@ function scaleOf(rows) {
 // Draw the logit as a dot, and the noise as a line from it to the score.
 function lollipop({ scaled, score }, scale) {
   const [from, to] = [scale(scaled), scale(score)];
-  return h("svg", { viewBox: "0 0 100 12", "aria-hidden": "true", preserveAspectRatio: "none" },
+  return h(
+    "svg",
+    { viewBox: "0 0 100 12", "aria-hidden": "true", preserveAspectRatio: "none" },
     h("line", { x1: from, x2: to, y1: 6, y2: 6 }),
     h("line", { class: "logit", x1: from, x2: from, y1: 2, y2: 10 }),
-    h("line", { class: "score", x1: to, x2: to, y1: 0, y2: 12 }));
+    h("line", { class: "score", x1: to, x2: to, y1: 0, y2: 12 }),
+  );
 }

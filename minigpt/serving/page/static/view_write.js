@@ -117,19 +117,27 @@ function addLogits(token, logits) {
 
 function shade(from = 0) {
   if (view.selected !== null && panel === "attention") return;
-  view.shade(text.tokens.slice(from).map(({ loss }) => (loss === undefined ? null : surprise(loss))), from);
+  view.shade(
+    text.tokens.slice(from).map(({ loss }) => (loss === undefined ? null : surprise(loss))),
+    from,
+  );
 }
 
 function showSpeed({ seconds, forwardPasses, drafted, accepted }) {
   const count = forwardPasses + accepted;
   const parts = [`${count} tokens`, `${Math.round(count / seconds)} tokens/s`];
-  if (drafted) parts.push(`${forwardPasses} passes`, `${percent(accepted / drafted)} of drafts accepted`);
+  if (drafted)
+    parts.push(`${forwardPasses} passes`, `${percent(accepted / drafted)} of drafts accepted`);
   $("speed").textContent = parts.join(" · ");
 }
 
 // Say the whole text to screen readers, once it is complete.
 function announce({ finishReason }) {
-  const reasons = { eos: "The text has ended.", length: "", stop: "Stopped before the given text." };
+  const reasons = {
+    eos: "The text has ended.",
+    length: "",
+    stop: "Stopped before the given text.",
+  };
   const written = text.tokens.map((token) => token.text).join("");
   $("status").textContent = `${written} ${reasons[finishReason] ?? "Stopped."}`;
 }
@@ -137,7 +145,11 @@ function announce({ finishReason }) {
 // Cut the generated text to `length` characters, in front of a stop sequence.
 function cutAt(length) {
   let index = text.promptLength;
-  for (let end = 0; index < text.tokens.length && end + text.tokens[index].text.length <= length; index++) {
+  for (
+    let end = 0;
+    index < text.tokens.length && end + text.tokens[index].text.length <= length;
+    index++
+  ) {
     end += text.tokens[index].text.length;
   }
   text.ids.length = text.tokens.length = index;
