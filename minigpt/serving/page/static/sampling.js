@@ -4,7 +4,7 @@
 
 export const [PAD, UNK, BOS, EOS] = [0, 1, 2, 3];
 export const SPECIAL_TOKENS = ["<pad>", "<unk>", "<bos>", "<eos>"];
-const GREEDY = 1e-9; // a lower temperature counts as 0
+export const GREEDY = 1e-9; // a lower temperature counts as 0
 
 export const DEFAULTS = {
   temperature: 0.8,

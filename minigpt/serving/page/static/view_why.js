@@ -2,7 +2,7 @@
 
 import { $, glyph, h, number, percent, spoken } from "./dom.js";
 import { gumbelNoise } from "./philox.js";
-import { BOS, decide, logProbabilities, UNK } from "./sampling.js";
+import { BOS, decide, GREEDY, logProbabilities, UNK } from "./sampling.js";
 
 const ROWS = 12; // candidates to show
 
@@ -82,90 +82,78 @@ function origin({ tokenizer }, token, { rank, chosen }) {
 
 // Show how many candidates each step leaves.
 function stages({ temperature, top_k, top_p, min_p, repetition_penalty }, { rows, decision }) {
-  const kept = (reason) =>
-    decision.dropped.filter((dropped) => dropped !== "top-p" && (reason === "top-p" || !dropped))
-      .length;
-  const step = (name, count) =>
-    h("li", {}, h("b", {}, name), count === null ? "" : h("span", {}, String(count)));
-  const steps = [step("Candidates", rows.length)];
-  if (repetition_penalty !== 1) steps.push(step(`Penalty ${repetition_penalty}`, rows.length));
-  if (temperature < 1e-9)
-    return h("ol", { class: "stages" }, ...steps, step("Greedy: the best", 1));
-  steps.push(step(`÷ ${temperature}`, rows.length));
-  const inTopK = decision.candidates.filter((id) => decision.scaled[id] > -Infinity).length;
-  if (top_k) steps.push(step(`Top-k ${top_k}`, inTopK));
-  if (top_p < 1) steps.push(step(`Top-p ${top_p}`, kept("top-p")));
-  if (min_p > 0) steps.push(step(`Min-p ${min_p}`, kept()));
-  return h("ol", { class: "stages" }, ...steps, step("+ noise: the best", 1));
+  const { candidates, dropped, scaled } = decision;
+  const possible = candidates.filter((id) => scaled[id] > -Infinity).length;
+  const count = (...reasons) => dropped.filter((reason) => reasons.includes(reason)).length;
+  const steps = [["Candidates", rows.length]];
+  if (repetition_penalty !== 1) steps.push([`Penalty ${repetition_penalty}`, rows.length]);
+  if (temperature < GREEDY) {
+    steps.push(["Greedy: the best", 1]);
+  } else {
+    steps.push([`÷ ${temperature}`, rows.length]);
+    if (top_k) steps.push([`Top-k ${top_k}`, possible]);
+    if (top_p < 1) steps.push([`Top-p ${top_p}`, count(null, "min-p")]);
+    if (min_p > 0) steps.push([`Min-p ${min_p}`, count(null)]);
+    steps.push(["+ noise: the best", 1]);
+  }
+  const item = ([name, left]) => h("li", {}, h("b", {}, name), h("span", {}, String(left)));
+  return h("ol", { class: "stages" }, ...steps.map(item));
 }
 
 function table({ tokenizer }, text, { rows }, choose, canBranch) {
-  const greedy = text.sampling.temperature < 1e-9;
+  const greedy = text.sampling.temperature < GREEDY;
   const shown = rows.filter((row, rank) => rank < ROWS || row.is || row.wins);
   const scale = scaleOf(shown);
-  const headers = [
-    "Token",
-    "Logit",
-    greedy ? null : "÷ T",
-    "Chance",
-    greedy ? null : "Noise",
-    greedy ? null : "Score",
-  ];
-  const head = headers
-    .filter(Boolean)
-    .map((name, i) => h("th", { scope: "col", class: i ? "number" : "" }, name));
-  if (!greedy) head.push(h("th", { scope: "col" }, "÷ T, then + noise"));
-  const cells = (row) => {
-    const name = spoken(tokenizer, row.id);
-    const label = `Go on with ${name}`;
-    const content = glyph(tokenizer, row.id);
-    const token = canBranch
-      ? h(
-          "button",
-          { type: "button", "aria-label": label, title: label, onclick: () => choose(row.id) },
-          content,
-        )
-      : content;
-    const list = [
-      h("th", { scope: "row" }, token),
-      h("td", { class: "number" }, number(row.logit)),
-      greedy ? null : h("td", { class: "number" }, number(row.scaled)),
-      h(
-        "td",
-        { class: "number bar", "--share": row.share.toFixed(4) },
-        row.dropped ? h("em", {}, row.dropped) : percent(row.share),
-      ),
-    ];
-    if (greedy) return list.filter(Boolean);
-    return [
-      ...list,
-      h("td", { class: "number" }, row.dropped ? "" : number(row.noise)),
-      h("td", { class: "number" }, row.dropped ? "" : number(row.score)),
-      h("td", { class: "plot" }, row.dropped ? "" : lollipop(row, scale)),
-    ];
+  const token = (id) => {
+    const label = `Go on with ${spoken(tokenizer, id)}`;
+    const listener = {
+      type: "button",
+      "aria-label": label,
+      title: label,
+      onclick: () => choose(id),
+    };
+    return canBranch ? h("button", listener, glyph(tokenizer, id)) : glyph(tokenizer, id);
   };
   const body = shown.map((row) => {
     const kind = [row.dropped && "dropped", row.wins && "wins", row.is && "is"].filter(Boolean);
-    return h("tr", { class: kind.join(" "), "data-id": row.id }, ...cells(row));
+    const attributes = { class: kind.join(" "), "data-id": row.id };
+    return h(
+      "tr",
+      attributes,
+      h("th", { scope: "row" }, token(row.id)),
+      ...cells(row, greedy, scale),
+    );
   });
   const more = rows.length - shown.length;
-  const note = canBranch ? "Choose another token, and the text goes on from there." : "";
+  const notes = more > 0 ? [`${more} less probable tokens are not shown.`] : [];
+  if (canBranch) notes.push("Choose another token, and the text goes on from there.");
   return h(
     "div",
     { class: "scroll" },
-    h(
-      "table",
-      { class: "decision" },
-      h("caption", { class: "hidden" }, "Candidates, the most probable first"),
-      h("thead", {}, h("tr", {}, ...head)),
-      h("tbody", {}, ...body),
-    ),
-    h(
-      "p",
-      { class: "explain" },
-      `${more > 0 ? `${more} less probable tokens are not shown. ` : ""}${note}`,
-    ),
+    h("table", { class: "decision" }, ...headOf(greedy), h("tbody", {}, ...body)),
+    h("p", { class: "explain" }, notes.join(" ")),
   );
+}
+
+function headOf(greedy) {
+  const names = greedy ? ["Logit", "Chance"] : ["Logit", "÷ T", "Chance", "Noise", "Score"];
+  const head = [h("th", { scope: "col" }, "Token")];
+  head.push(...names.map((name) => h("th", { scope: "col", class: "number" }, name)));
+  if (!greedy) head.push(h("th", { scope: "col" }, "÷ T, then + noise"));
+  const caption = h("caption", { class: "hidden" }, "Candidates, the most probable first");
+  return [caption, h("thead", {}, h("tr", {}, ...head))];
+}
+
+// Return the cells of a candidate behind its token.
+function cells(row, greedy, scale) {
+  const cell = (...content) => h("td", { class: "number" }, ...content);
+  const share = row.dropped ? h("em", {}, row.dropped) : percent(row.share);
+  const bar = h("td", { class: "number bar", "--share": row.share.toFixed(4) }, share);
+  if (greedy) return [cell(number(row.logit)), bar];
+  const list = [cell(number(row.logit)), cell(number(row.scaled)), bar];
+  if (row.dropped) return [...list, cell(), cell(), h("td", { class: "plot" })];
+  const plot = h("td", { class: "plot" }, lollipop(row, scale));
+  return [...list, cell(number(row.noise)), cell(number(row.score)), plot];
 }
 
 // Return the function from a number to a place between 0 and 100, for all kept rows.
