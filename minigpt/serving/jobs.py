@@ -12,6 +12,8 @@ from minigpt.serving.errors import ApiError
 from minigpt.serving.metrics import Metrics
 from minigpt.serving.scheduler import Progress, Scheduler
 
+EVENT_SECONDS = 0.01  # pause between events of a job, which cost more than a token of a small model
+
 
 class Jobs:
     """The unfinished jobs. All methods run in the event loop."""
@@ -76,35 +78,26 @@ class Job:
         self.unfinished = dict.fromkeys(sequences)
         self._stream, self._metrics = stream, metrics
         self._start = time.perf_counter()
-        self._times: dict[Sequence, float] = {}  # of the last progress
+        self._times: dict[Sequence, float] = {}  # of the last event
+        self._pause_end = 0.0
         self._new: dict[Sequence, Progress] = {}  # not read yet
         self._arrived = asyncio.Event()
         metrics.prompt_tokens.inc(sum(sequence.prompt_length - 1 for sequence in sequences))
 
     def add(self, part: Progress) -> None:
         """Add new progress to what was not read yet."""
-        sequence = part.sequence
-        self._measure(part)
-        if before := self._new.get(sequence):
+        now = time.perf_counter()
+        if before := self._new.get(part.sequence):
             part = part._replace(text=before.text + part.text)
-        self._new[sequence] = part
+        self._new[part.sequence] = part
         if part.finish_reason:
-            del self.unfinished[sequence]
-        if part.finish_reason or self._stream:
+            del self.unfinished[part.sequence]
+            self._metrics.duration.observe(now - self._start)
+            self._metrics.generated_tokens.inc(part.length)
+            self._metrics.canceled.inc(part.finish_reason == "canceled")
+        # during a pause the text waits for the next step after it
+        if part.finish_reason or (self._stream and now >= self._pause_end):
             self._arrived.set()
-
-    def _measure(self, part: Progress) -> None:
-        metrics, sequence, now = self._metrics, part.sequence, time.perf_counter()
-        if sequence in self._times:
-            metrics.token_gap.observe(now - self._times[sequence])
-        else:
-            metrics.first_token.observe(now - self._start)
-        self._times[sequence] = now
-        if part.finish_reason:
-            metrics.duration.observe(now - self._start)
-            metrics.generated_tokens.inc(part.length)
-            if part.finish_reason == "canceled":
-                metrics.canceled.inc()
 
     async def progress(self) -> AsyncIterator[Progress]:
         """Yield the progress of all sequences until they end; a slow reader gets more at once.
@@ -115,8 +108,19 @@ class Job:
         while self.unfinished or self._new:
             await self._arrived.wait()
             self._arrived.clear()
+            self._pause_end = time.perf_counter() + EVENT_SECONDS
             for part in [part for part in self._new.values() if self._stream or part.finish_reason]:
                 del self._new[part.sequence]
                 if part.finish_reason == "failed":
                     raise ApiError("the model failed; the log of the server has the details", 500)
+                if self._stream:
+                    self._measure(part.sequence)
                 yield part
+
+    def _measure(self, sequence: Sequence) -> None:
+        now = time.perf_counter()
+        if sequence in self._times:
+            self._metrics.event_gap.observe(now - self._times[sequence])
+        else:
+            self._metrics.first_token.observe(now - self._start)
+        self._times[sequence] = now

@@ -27,7 +27,7 @@ class Metrics:
             "minigpt_canceled_texts", "Texts whose client disconnected", registry=registry
         )
         self.first_token = self._histogram("first_token", "Time from request to first token")
-        self.token_gap = self._histogram("token_gap", "Time between the steps of a text")
+        self.event_gap = self._histogram("event_gap", "Time between two events of a text")
         self.duration = self._histogram("text", "Time from request to the end of a text")
         waiting = Gauge("minigpt_waiting_texts", "Texts in the queue", registry=registry)
         waiting.set_function(lambda: scheduler.waiting)
