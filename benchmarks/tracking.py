@@ -54,7 +54,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1800, help="train.max_steps")
+    parser.add_argument("--steps", type=int, default=2000, help="train.max_steps")
     arguments = parser.parse_args()
     cases = {"without tracking": OFF, "with tracking": ON}
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
@@ -81,7 +81,7 @@ def _train(code: str, steps: int) -> tuple[float, float, float]:
             copy(ROOT / part, folder / part)
         params = (folder / "params.yaml").read_text()
         (folder / "params.yaml").write_text(
-            params.replace("max_steps: 1800", f"max_steps: {steps}")
+            params.replace("max_steps: 2000", f"max_steps: {steps}")
         )
         env = {
             key: value

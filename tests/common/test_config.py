@@ -71,7 +71,7 @@ def test_params_are_immutable():
             "train.decay_fraction: .*less than or equal to 1",
         ),
         (
-            "max_steps: 1800",
+            "max_steps: 2000",
             "max_steps: null",
             "train: max_steps and max_epochs are both null; set one",
         ),
