@@ -55,7 +55,9 @@ def log_onnx_model(record: Record, run_id: str, digest: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / "model", model, record.onnx_model, backend.tokenizer.kind)
         client().log_model_artifacts(model.model_id, f"{folder}/model")
-    client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    outputs = client().get_run(run_id).outputs
+    if model.model_id not in [output.model_id for output in outputs.model_outputs]:
+        client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     client().finalize_logged_model(model.model_id, "READY")
     return str(model.model_uri)
 
