@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT, free_port
 from nbclient import NotebookClient
 
+from pipeline.tools.ui import HOST
+
 README = (ROOT / "README.md").read_text()
 # commands of the README that CI or another test runs
 ELSEWHERE = {
@@ -163,11 +165,13 @@ def test_make_ui_shows_the_charts(project):
         assert process.stdout is not None
         lines = (line for line in process.stdout if line.startswith("http"))
         url = next(lines).strip()
-        assert url.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs?")
+        assert url.startswith(f"http://{HOST}:{port}/#/experiments/1/runs?")
         assert "compareRunsMode=CHART" in url
         for _ in range(120):
             try:
-                page = urllib.request.urlopen(url, timeout=5).read().decode()
+                # not every resolver knows a name that browsers do
+                address = url.replace(HOST, "127.0.0.1")
+                page = urllib.request.urlopen(address, timeout=5).read().decode()
                 break
             except OSError:
                 time.sleep(0.5)

@@ -21,7 +21,7 @@ def new_run(tmp_path, monkeypatch, tokenizer) -> Callable[[], TrainingRun]:
     monkeypatch.setattr("pipeline.tracking.store.system_monitor", None)
     resume = SimpleNamespace(folder=tmp_path / "training")
     trainer = SimpleNamespace(model=build_model(), progress=Progress(), resume=resume)
-    tokens = SimpleNamespace(sha256=lambda: "0" * 64)
+    tokens = SimpleNamespace(sha256=lambda: "0" * 64, info={})
     return lambda: TrainingRun(trainer, PARAMS, tokenizer, tokens)
 
 
