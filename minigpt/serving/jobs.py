@@ -100,7 +100,9 @@ class Job:
             self._arrived.set()
 
     async def progress(self) -> AsyncIterator[Progress]:
-        """Yield the progress of all sequences until they end; a slow reader gets more at once.
+        """Yield the progress of all sequences until they end or the client leaves.
+
+        A slow reader gets more at once.
 
         Raises:
             ApiError: the model failed.
@@ -109,12 +111,16 @@ class Job:
             await self._arrived.wait()
             self._arrived.clear()
             self._pause_end = time.perf_counter() + EVENT_SECONDS
-            for part in [part for part in self._new.values() if self._stream or part.finish_reason]:
-                del self._new[part.sequence]
+            for sequence in list(self._new):
+                if not (self._stream or self._new[sequence].finish_reason):
+                    continue
+                part = self._new.pop(sequence)  # as it is now: `add` may run during each yield
+                if part.finish_reason == "canceled":
+                    return  # the client has left
                 if part.finish_reason == "failed":
                     raise ApiError("the model failed; the log of the server has the details", 500)
                 if self._stream:
-                    self._measure(part.sequence)
+                    self._measure(sequence)
                 yield part
 
     def _measure(self, sequence: Sequence) -> None:
