@@ -6,7 +6,7 @@ from typing import Any
 
 from minigpt.generation.sequence import Logprobs, Sequence
 from minigpt.serving.parameters import Completion
-from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.tokenizer import SPECIAL_TOKENS, UNK, Tokenizer
 
 FINISH_REASONS = {"eos": "stop"}  # those that OpenAI calls otherwise
 
@@ -69,8 +69,9 @@ class Choice:
             self._echo, text = False, sequence.prompt + text
             if logprobs and sequence.prompt_logprobs:
                 ids = sequence.ids[1 : sequence.prompt_length]
-                self._tokens.describe(ids, sequence.prompt_logprobs, logprobs, len(text))
-                self._tokens.count = 0
+                self._tokens.describe_prompt(
+                    ids, sequence.prompt_logprobs, logprobs, sequence.prompt
+                )
         self.length = length
         self._text_length += len(text)
         if logprobs and sequence.logprobs:
@@ -89,34 +90,50 @@ def _empty_logprobs() -> dict[str, list[Any]]:
 
 
 class _Tokens:
-    """Describes the tokens of one text with their log-probabilities.
-
-    Attributes:
-        count: number of tokens that were described.
-    """
+    """Describes the tokens of one text with their log-probabilities."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.count = 0
+        self._tokenizer, self._decoder = tokenizer, tokenizer.decoder()
+        self._count = 0  # generated tokens that were described
         self._offset = 0  # of the next token in the text
-        self._strings, self._decoder = tokenizer.token_strings, tokenizer.decoder()
+
+    def describe_prompt(
+        self, ids: list[int], record: Logprobs, logprobs: dict[str, list[Any]], prompt: str
+    ) -> None:
+        """Add all `ids` of the `prompt`, with which the text begins."""
+        # <unk> stands for one character of a text, but a prompt of ids shows nothing for it
+        unknown = int(len(prompt) > len(self._tokenizer.decode(ids)))
+        decoder = self._tokenizer.decoder()
+        for index, token in enumerate(ids):
+            self._add(index, token, record, logprobs)
+            length = unknown if token == UNK else len(decoder.feed(token))
+            self._offset = min(self._offset + length, len(prompt))
+        self._offset = len(prompt)
 
     def describe(
         self, ids: list[int], record: Logprobs, logprobs: dict[str, list[Any]], end: int
     ) -> None:
-        """Add those of `ids` that begin before `end` in the text, and were not added before."""
-        while self.count < len(ids) and self._offset < end:
-            token, logprob = ids[self.count], record.tokens[self.count]
-            top = {**(record.top[self.count] if record.top else {}), token: logprob}
-            logprobs["tokens"].append(self._string(token))
-            logprobs["token_logprobs"].append(logprob)
-            logprobs["top_logprobs"].append({self._string(id): top[id] for id in top})
-            logprobs["text_offset"].append(self._offset)
+        """Add generated `ids` that begin before `end` in the text, and were not added before."""
+        while self._count < len(ids) and self._offset < end:
+            token = ids[self._count]
+            self._add(self._count, token, record, logprobs)
             self._offset += len(self._decoder.feed(token))
-            self.count += 1
+            self._count += 1
+
+    def _add(
+        self, index: int, token: int, record: Logprobs, logprobs: dict[str, list[Any]]
+    ) -> None:
+        """Add a token, the one at `index` of the record."""
+        logprob = record.tokens[index]
+        top = {**(record.top[index] if record.top else {}), token: logprob}
+        logprobs["tokens"].append(self._string(token))
+        logprobs["token_logprobs"].append(logprob)
+        logprobs["top_logprobs"].append({self._string(id): top[id] for id in top})
+        logprobs["text_offset"].append(self._offset)
 
     def _string(self, token: int) -> str:
         r"""Return the text of a token; bytes of an incomplete character appear as \xe2."""
         if token < len(SPECIAL_TOKENS):
             return SPECIAL_TOKENS[token]
-        data = self._strings[token].encode("utf-8", "surrogateescape")
+        data = self._tokenizer.token_strings[token].encode("utf-8", "surrogateescape")
         return data.decode("utf-8", "backslashreplace")

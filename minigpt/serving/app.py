@@ -27,7 +27,13 @@ from starlette.staticfiles import StaticFiles
 
 from minigpt.generation.backend import Backend
 from minigpt.serving.answers import Answer
-from minigpt.serving.errors import ApiError, handle_api_error, handle_bug, handle_http_error
+from minigpt.serving.errors import (
+    ApiError,
+    AsciiJSONResponse,
+    handle_api_error,
+    handle_bug,
+    handle_http_error,
+)
 from minigpt.serving.gate import Gate
 from minigpt.serving.jobs import Job, Jobs
 from minigpt.serving.metrics import CountResponses, Metrics
@@ -203,7 +209,7 @@ async def whole(answer: Answer, job: Job) -> Response:
         async for part in job.progress()
     ]
     choices.sort(key=lambda choice: choice["index"])
-    return JSONResponse({**answer.to_dict(choices), **answer.usage()})
+    return AsciiJSONResponse({**answer.to_dict(choices), **answer.usage()})
 
 
 async def stream(answer: Answer, job: Job) -> AsyncIterator[str]:

@@ -1,11 +1,20 @@
 """Errors in the format of the OpenAI API."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class AsciiJSONResponse(JSONResponse):
+    r"""JSON with escapes, so that it can hold a lone surrogate of a request, such as "\ud800"."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
 
 
 class ApiError(Exception):
@@ -35,7 +44,7 @@ class ApiError(Exception):
         return {"error": error}
 
     def response(self) -> Response:
-        return JSONResponse(self.to_dict(), self.status, self.headers)
+        return AsciiJSONResponse(self.to_dict(), self.status, self.headers)
 
 
 def handle_api_error(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from minigpt.serving.errors import ApiError
 from minigpt.tokenizer import BOS
 
 MAX_BODY = 1 << 20  # bytes
-MAX_PROMPT = 1 << 16  # characters or ids of all prompts together
+MAX_PROMPT = 1 << 16  # characters or ids of the prompts of all texts together
 MAX_TEXTS = 128  # prompts times n
 MAX_LOGPROBS = 5
 MAX_STOP, MAX_STOP_LENGTH = 16, 1000
@@ -36,7 +36,6 @@ class Completion:
     Attributes:
         sequences: the texts to generate, `n` for each prompt.
         seed: seed of all texts; drawn if the request has none.
-        prompts: number of prompts.
         n: number of texts for each prompt.
         max_tokens: maximum number of tokens of a text; 0 only scores the prompt.
         echo: whether the prompt belongs to the answer.
@@ -88,7 +87,7 @@ class _Parser:
         limit = self.take("max_tokens", int, min(200, max_tokens), 0, max_tokens)
         echo = self.take("echo", bool, False)
         logprobs = self.take("logprobs", int, None, 0, MAX_LOGPROBS)
-        stop, prompts, sampling = self.stop(), self.prompts(), self.sampling(seed)
+        stop, prompts, sampling = self.stop(), self.prompts(n), self.sampling(seed)
         if len(prompts) * n > MAX_TEXTS:
             problem = f"{len(prompts)} prompts times n = {n} are more than {MAX_TEXTS} texts"
             raise ApiError(f"n: {problem}; send fewer", param="n")
@@ -166,15 +165,17 @@ class _Parser:
             raise ApiError(f"stop: must be {expected}", param="stop")
         return stop
 
-    def prompts(self) -> list[str] | list[list[int]]:
-        """Return the prompts: texts, or ids without <bos>."""
+    def prompts(self, n: int) -> list[str] | list[list[int]]:
+        """Return the prompts, of `n` texts each: texts, or ids without <bos>."""
         prompt = self.left.pop("prompt", "")
         if isinstance(prompt, str) or (prompt and _all_are(prompt, int)):
             prompt = [prompt]
         if not (prompt and (_all_are(prompt, str) or _all_are(prompt, list))):
             raise ApiError("prompt: must be a text, a list of texts, or token ids", param="prompt")
-        if sum(map(len, prompt)) > MAX_PROMPT:
-            raise ApiError(f"prompt: longer than {MAX_PROMPT}; shorten it", param="prompt")
+        # each text encodes its prompt, while no other request is served
+        if sum(map(len, prompt)) * n > MAX_PROMPT:
+            problem = f"its length times n is more than {MAX_PROMPT}; shorten it"
+            raise ApiError(f"prompt: {problem}", param="prompt")
         return prompt if isinstance(prompt[0], str) else list(map(self._ids, prompt))
 
     def _ids(self, ids: list[Any]) -> list[int]:

@@ -19,7 +19,6 @@ from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.sequence import Logprobs, Sequence
 
-LONG = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 BOLD = {"temperature": 2.0, "seed": 7, "max_tokens": 40}
 SAMPLING = Sampling(2.0, seed=7)
 
@@ -45,6 +44,12 @@ def generated(backend: OnnxBackend, prompt: str, sample: int = 0, **options: Any
 
 def complete(served: Served, prompt: Any, **options: Any) -> Any:
     return served.client.completions.create(model="minigpt", prompt=prompt, **BOLD | options)
+
+
+def post(served: Served, body: dict[str, Any]) -> httpx.Response:
+    """Send a body that may contain lone surrogates, which only escapes can express."""
+    headers = {"Content-Type": "application/json"}
+    return served.http.post("/v1/completions", content=json.dumps(body), headers=headers)
 
 
 def test_texts_are_those_of_generate(served, backend):
@@ -141,6 +146,21 @@ def test_max_tokens_0_scores_the_prompt(served):
     assert scored.logprobs.token_logprobs == longer.logprobs.token_logprobs[:3]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_unknown_characters_of_a_prompt_are_tokens(served, backend, stream):
+    prompt = "\U0001f98a\ud800a"
+    body = BOLD | {"prompt": prompt, "echo": True, "logprobs": 0, "stream": stream}
+    answer = post(served, body).text
+    answers = answer.split("\n\n")[:-2] if stream else [answer]
+    choices = [json.loads(each.removeprefix("data: "))["choices"][0] for each in answers]
+    text = "".join(choice["text"] for choice in choices)
+    assert text == prompt + generated(backend, prompt).text
+    tokens = [token for choice in choices for token in choice["logprobs"]["tokens"]]
+    assert tokens == ["<unk>", "<unk>", *text[2:]]
+    offsets = [offset for choice in choices for offset in choice["logprobs"]["text_offset"]]
+    assert offsets == list(range(len(text)))
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
@@ -162,6 +182,7 @@ def test_max_tokens_0_scores_the_prompt(served):
         ({"prompt": [1, -1]}, 400, "prompt"),
         ({"prompt": [10**6]}, 400, "prompt"),
         ({"prompt": "x" * 70_000}, 400, "prompt"),
+        ({"prompt": "x" * 700, "n": 100}, 400, "prompt"),
         ({"stop": ""}, 400, "stop"),
         ({"stop": ["a"] * 17}, 400, "stop"),
         ({"stream_options": 1}, 400, "stream_options"),
@@ -179,6 +200,11 @@ def test_wrong_parameters_are_named(served, body, status, param):
     assert (response.status_code, error["param"]) == (status, param)
     assert error["message"].startswith(f"{param}: ")
     assert error["type"] == "invalid_request_error"
+
+
+def test_an_unknown_parameter_may_be_no_text(served):
+    response = post(served, {"\ud800": 1})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "\ud800")
 
 
 def test_neutral_parameters_are_accepted(served):
@@ -283,10 +309,6 @@ def test_only_allowed_origins_may_read_answers(backend, served):
     assert "Access-Control-Allow-Origin" not in refused
 
 
-def idle(served: Served) -> bool:
-    return served.metric("minigpt_active_texts") + served.metric("minigpt_waiting_texts") == 0
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_disconnects_frees_its_row(served, backend, stream):
     canceled = served.metric("minigpt_canceled_texts_total")
@@ -296,8 +318,7 @@ def test_a_client_that_disconnects_frees_its_row(served, backend, stream):
     request = raw_request(served, body)
     wait_for(lambda: served.metric("minigpt_active_texts") == n - 2)
     request.close()
-    wait_for(lambda: idle(served))
-    assert served.metric("minigpt_canceled_texts_total") == canceled + n
+    wait_for(lambda: served.metric("minigpt_canceled_texts_total") == canceled + n)
     assert served.metric("minigpt_generated_tokens_total") < tokens + n * 4000
 
 
@@ -315,8 +336,10 @@ def raw_request(served: Served, body: dict[str, Any]) -> socket.socket:
 
 def test_a_slow_reader_does_not_block_others(served, backend):
     body = {"prompt": "", "max_tokens": 2000, "ignore_eos": True, "stream": True, "logprobs": 5}
+    texts = served.metric("minigpt_text_seconds_count")
     with raw_request(served, body | {"seed": 1}) as slow:
-        wait_for(lambda: idle(served))  # the text is complete, but was not read
+        # the text is complete, but was not read
+        wait_for(lambda: served.metric("minigpt_text_seconds_count") == texts + 1)
         assert complete(served, "the").choices[0].text == generated(backend, "the").text
         slow.settimeout(60)
         data = b""
