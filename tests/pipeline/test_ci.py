@@ -13,3 +13,7 @@ def test_metrics_of_a_change_are_compared_with_its_base(project):
     assert float(difference) > 0
     assert "| model.d_model | 32 | 16 |" in " ".join(out[2].split())
     assert project.run("git", "status", "--porcelain") == ""
+    assert project.run("git", "branch", "--show-current") == "narrow\n"
+    project.edit("params.yaml", "d_model: 16", "d_model: 8")
+    assert "commit them first" in project.run(".ci/metrics", "main", code=1)
+    assert "d_model: 8" in (project.root / "params.yaml").read_text()
