@@ -3,6 +3,7 @@
 DVC runs a pipeline of two stages that take no time, and depend on all that makes results differ.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from conftest import ROOT, wait_for
 from dvc.cli import main as dvc
 
 from minigpt.common.errors import UserError
-from pipeline.common.tries import params_digest
+from pipeline.common.tries import mark_try, params_digest
 from pipeline.tools import back, baseline
 
 pytestmark = [
@@ -107,6 +108,7 @@ def workspace(author, tmp_path, monkeypatch):
 def machine(workspace):
     """Make this machine compute other results than the author's."""
     workspace.setenv("MACHINE", "mine")
+    return workspace
 
 
 def make_repro() -> str:
@@ -172,13 +174,20 @@ def test_back_works_after_a_failed_experiment(machine):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_back_works_after_an_interrupted_experiment(machine, number):
     make_repro()
+    edit("code.txt", "code", "edited code")
     command = [sys.executable, "-m", "dvc", "exp", "run", "-S", "train.wait=true"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    wait_for(Path("waiting").exists)
-    os.killpg(process.pid, number)
-    process.wait()
+    try:
+        wait_for(Path("waiting").exists)
+        os.killpg(process.pid, number)
+        process.wait(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
     make_back()
     assert MODEL.read_text() == "7 mine code\n"
+    assert content("before-back-1", "code.txt") == "edited code\n"
 
 
 def test_a_dirty_first_state_is_the_baseline(machine):
@@ -257,12 +266,60 @@ def test_committed_parameters_of_an_experiment_are_chosen(machine):
 
 def test_outs_that_are_not_cached_are_moved(machine):
     make_repro()
-    MODEL.unlink()  # DVC may have linked it to the cache
-    MODEL.write_text("trained without DVC")
+    for text in ("trained without DVC", "trained again"):
+        MODEL.unlink()  # DVC may have linked it to the cache
+        MODEL.write_text(text)
+        make_back()
+        assert MODEL.read_text() == "7 mine code\n"
+    moved = {path.read_text() for path in Path(".minigpt/moved").rglob(MODEL.name)}
+    assert moved == {"trained without DVC", "trained again"}
+
+
+def test_untracked_links_and_programs_stay_as_they_are(machine):
+    make_repro()
+    Path("link").symlink_to("code.txt")
+    Path("program").write_text("#!/bin/sh\n")
+    Path("program").chmod(0o755)
+    before = [Path(name).lstat() for name in ("link", "program")]
+    edit("code.txt", "code", "edited code")
     make_back()
-    assert MODEL.read_text() == "7 mine code\n"
-    (moved,) = Path(".minigpt").rglob(MODEL.name)
-    assert moved.read_text() == "trained without DVC"
+    after = [Path(name).lstat() for name in ("link", "program")]
+    assert [(stat.st_ino, stat.st_mode) for stat in after] == [
+        (stat.st_ino, stat.st_mode) for stat in before
+    ]
+
+
+def test_files_added_after_the_baseline_are_saved(machine):
+    make_repro()
+    Path("added.txt").write_text("added")
+    git("add", "added.txt")
+    make_back()
+    assert not Path("added.txt").exists()
+    assert content("before-back-1", "added.txt") == "added"
+    make_back()
+
+
+def test_untracked_files_in_the_way_are_moved(machine):
+    Path("texts").mkdir()
+    for name in ("equal", "texts/one", "texts/two"):
+        Path(name).write_text("of the baseline")
+    git("add", "equal", "texts")
+    make_repro()
+    git("rm", "--quiet", "--cached", "-r", "equal", "texts")
+    shutil.rmtree("texts")
+    Path("texts").symlink_to("equal")  # in the place of a folder
+    make_back()
+    assert Path("texts/two").read_text() == "of the baseline"
+    Path("texts/two").unlink()
+    Path("texts/two").mkdir()
+    Path("texts/two/deep").write_text("mine")  # a folder in the place of a file
+    make_back()
+    make_back()
+    files = sorted(path for path in Path(".minigpt/moved").rglob("*") if not path.is_dir())
+    first, second = (Path(*path.parts[3:]) for path in files)
+    assert (first, second) == (Path("texts"), Path("texts/two/deep"))
+    assert files[0].is_symlink()
+    assert files[1].read_text() == "mine"
 
 
 def test_back_without_a_baseline_is_one_line(workspace):
@@ -270,15 +327,30 @@ def test_back_without_a_baseline_is_one_line(workspace):
         back.main()
 
 
-def test_a_damaged_lock_is_one_line(machine):
+def test_back_restores_a_damaged_lock(machine):
     make_repro()
     Path("dvc.lock").write_text("schema: '2.0'\nstages: [")  # DVC was killed while writing it
-    with pytest.raises(
-        UserError, match=r"cannot go back .*; your files are in the experiment 'bef"
-    ):
-        back.main()
-    git("restore", "dvc.lock")
     make_back()
+
+
+def test_a_damaged_lock_in_git_is_one_line(machine):
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: [")
+    git("commit", "--quiet", "--all", "--message", "damaged")
+    with pytest.raises(UserError, match=r"cannot go back .*; .* run `git restore dvc.lock`"):
+        back.main()
+
+
+def test_an_old_git_is_one_line(machine, tmp_path):
+    make_repro()
+    git("commit", "--quiet", "--allow-empty", "--message", "later")
+    program = tmp_path / "git"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = merge-tree ] && exit 129\n{shutil.which("git")} "$@"\n'
+    )
+    program.chmod(0o755)
+    machine.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"install Git 2\.38"):
+        back.main()
 
 
 def test_states_are_saved_without_an_identity_of_git(workspace):
@@ -307,3 +379,11 @@ def test_comments_do_not_make_other_parameters():
     first, second = "a: 1\nruntime: {b: 1}", "# another text\na:   1\nruntime: {b: 2}"
     assert params_digest(first) == params_digest(second) != params_digest("a: 2")
     assert params_digest("a: [") != params_digest("a: {")  # not YAML
+    assert params_digest("1: a\nb: c") != params_digest("2: a\nb: c")  # not names of parameters
+
+
+def test_no_stage_fails_for_marking_a_try(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_EXP_NAME", "try")
+    Path("params.yaml").write_text("a: " + "[" * 5000)  # too deep for the parser
+    mark_try()
