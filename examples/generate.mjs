@@ -33,6 +33,7 @@ const entries = fields(bytes)
   .map(([, entry]) => fields(entry).map(([, text]) => text.toString()));
 const { config, tokenizer } = JSON.parse(Object.fromEntries(entries).minigpt);
 const { characters } = tokenizer; // those of the ids 4, 5, …; ids 0 to 3 are special
+const idOf = new Map(characters.map((character, i) => [character, i + 4]));
 
 ort.env.wasm.numThreads = 1;
 const session = await ort.InferenceSession.create(bytes);
@@ -46,7 +47,7 @@ let caches = session.inputMetadata
   ]);
 
 // tokens that the model has not processed yet: <bos> (2) and the prompt, then one at a time
-let fresh = [2, ...Array.from(prompt, (character) => characters.indexOf(character) + 4)];
+let fresh = [2, ...Array.from(prompt, (character) => idOf.get(character) ?? 1)]; // 1 is <unk>
 const ids = [];
 while (ids.length + fresh.length <= config.max_seq_len && fresh[0] !== 3) {
   // 3 is <eos>

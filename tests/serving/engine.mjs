@@ -7,8 +7,15 @@ import { pathToFileURL } from "node:url";
 
 const page = process.argv[2];
 const load = (name) => import(pathToFileURL(`${page}/${name}`));
-const [ort, { Backend }, engine, { gumbelNoise }, { decide }] = await Promise.all(
-  ["onnxruntime.js", "backend.js", "engine.js", "philox.js", "sampling.js"].map(load),
+const [ort, { Backend }, engine, { isIntact }, { gumbelNoise }, { decide }] = await Promise.all(
+  [
+    "onnxruntime.js",
+    "backend.js",
+    "engine.js",
+    "onnx_file.js",
+    "philox.js",
+    "sampling.js",
+  ].map(load),
 );
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmBinary = readFileSync(`${page}/onnxruntime.wasm`);
@@ -22,6 +29,8 @@ const backendOf = (model) => {
 const withSeed = (sampling) => ({ ...sampling, seed: BigInt(sampling.seed) });
 
 const CALLS = {
+  intact: (_, { file }) => isIntact(new Uint8Array(readFileSync(file))),
+
   noise: (_, { seed, sample, position, size }) =>
     Array.from(gumbelNoise(BigInt(seed), sample, position, size)),
 

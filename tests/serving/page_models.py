@@ -7,6 +7,7 @@ import torch
 from conftest import FAST, GPT2, build_model, model_metadata, randomize
 
 from minigpt.export.onnx_graph import to_onnx
+from minigpt.generation.backend import Backend
 from minigpt.model.model import MiniGPT, attention_weights
 from minigpt.tokenizer import BPETokenizer, Tokenizer
 from minigpt.training.ngram import build_ngram_table
@@ -46,6 +47,18 @@ def build_page_models(folder: Path, char: Tokenizer, sentences: list[str]) -> di
         data = to_onnx(model, metadata, "int8" if name == "int8" else None)
         (folder / f"{name}.onnx").write_bytes(data)
     return {name: folder / f"{name}.onnx" for name in tokenizers}
+
+
+def stop_within_token(backend: Backend, ids: list[int]) -> str:
+    """Return a string whose first occurrence in the text of `ids` starts within a token."""
+    decoder, before = backend.tokenizer.decoder(), ""
+    text = backend.tokenizer.decode(ids)
+    for piece in map(decoder.feed, ids):
+        stop = piece[1:]
+        if stop.isprintable() and stop and text.index(stop) == len(before) + 1:
+            return stop
+        before += piece
+    raise AssertionError("no token of several characters")
 
 
 @torch.no_grad()

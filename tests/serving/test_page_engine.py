@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import NEEDS_NPM, ROOT, engine_ids
-from page_models import GENERATIONS, SETTINGS, attention_of, build_page_models, tiny_model
+from page_models import (
+    GENERATIONS,
+    SETTINGS,
+    attention_of,
+    build_page_models,
+    stop_within_token,
+    tiny_model,
+)
 
 from minigpt.evaluation.score import score
+from minigpt.generation.engine import generate
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling, gumbel_noise, next_token
 from minigpt.serving.build_page import build_page
@@ -105,6 +113,29 @@ def test_texts_equal_those_of_python(javascript, models, name):
     assert max(map(len, expected)) == 80 > backend.max_seq_len  # the window moves
 
 
+def test_text_ends_before_a_stop_sequence(javascript, models):
+    backend = OnnxBackend(models["gpt2"])
+    stop = [stop_within_token(backend, engine_ids(backend, "The", 80, Sampling()))]
+    values = {"prompt": "The", "max_new_tokens": 80, "sampling": as_json(Sampling())}
+    (found,) = javascript(
+        [{"call": "generate", "model": str(models["gpt2"]), "stop": stop, **values}]
+    )
+    expected = generate(backend, "The", 80, stop=stop)
+    assert found["text"] == "".join(expected)
+    assert found["finishReason"] == "stop"
+
+
+def test_digest_is_checked_where_there_is_one(javascript, models, tmp_path):
+    data = models["char"].read_bytes()
+    damaged = data[:1000] + bytes([data[1000] ^ 1]) + data[1001:]
+    cases = [(data, True), (damaged, False), (data[:-1] + b"x", False), (data[:-76], None)]
+    jobs = []
+    for number, (content, _) in enumerate(cases):
+        (tmp_path / str(number)).write_bytes(content)
+        jobs.append({"call": "intact", "file": str(tmp_path / str(number))})
+    assert javascript(jobs) == [intact for _, intact in cases]
+
+
 def test_int8_model_generates_text(javascript, models):
     # WebAssembly does not round activations, so texts may differ from those of Python
     values = {"prompt": "The", "max_new_tokens": 40, "sampling": as_json(Sampling())}
@@ -140,8 +171,8 @@ def test_example_in_node_needs_no_minigpt(npm_packages, models, tmp_path):
     shutil.copy(ROOT / "examples/generate.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(npm_packages)
     for name in ("char", "fast"):
-        command = ["node", str(tmp_path / "generate.mjs"), str(models[name]), "The quick"]
+        command = ["node", str(tmp_path / "generate.mjs"), str(models[name]), "The 🦊quick"]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         backend = OnnxBackend(models[name])
-        ids = engine_ids(backend, "The quick", backend.max_seq_len - 10, Sampling(temperature=0))
+        ids = engine_ids(backend, "The 🦊quick", backend.max_seq_len - 11, Sampling(temperature=0))
         assert output.removesuffix("\n").startswith(f"The quick{backend.tokenizer.decode(ids)}")

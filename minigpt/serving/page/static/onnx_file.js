@@ -8,7 +8,7 @@ const MODEL = { graph: 7, metadata: 14 }; // numbers of the fields, from onnx.pr
 const ENTRY = { key: 1, value: 2 };
 const GRAPH = { node: 1, output: 12 };
 const NODE = { output: 2, type: 4, attribute: 5 };
-const DIGEST = 74 + 2; // bytes of the last entry of the file, its SHA-256
+const DIGEST_ENTRY = "rJ\n\x06sha256\x12@"; // the last entry of the file, before 64 hex digits
 
 const text = new TextDecoder();
 const utf8 = new TextEncoder();
@@ -57,11 +57,12 @@ export function readMetadata(file) {
 
 // Return whether the file has the SHA-256 that is its last entry; null if that cannot be checked.
 export async function isIntact(file) {
-  const entry = find(file.subarray(-DIGEST), MODEL.metadata);
-  const digest = entry && find(entry, ENTRY.value);
-  if (!digest || !globalThis.crypto?.subtle) return null; // browsers hash only on safe origins
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", file.subarray(0, -DIGEST)));
-  return hex(hash) === text.decode(digest);
+  const size = DIGEST_ENTRY.length + 64;
+  const entry = text.decode(file.subarray(-size));
+  const { subtle } = globalThis.crypto ?? {}; // browsers hash only on safe origins
+  if (!entry.startsWith(DIGEST_ENTRY) || !subtle) return null;
+  const hash = new Uint8Array(await subtle.digest("SHA-256", file.subarray(0, -size)));
+  return entry === DIGEST_ENTRY + hex(hash);
 }
 
 const concat = (parts) => {

@@ -2,7 +2,7 @@
 //
 //     next = argmax over the kept candidates of (logits / temperature + noise)
 
-export const [PAD, UNK, BOS, EOS] = [0, 1, 2, 3];
+export const [UNK, BOS, EOS] = [1, 2, 3]; // 0 is <pad>
 export const SPECIAL_TOKENS = ["<pad>", "<unk>", "<bos>", "<eos>"];
 export const GREEDY = 1e-9; // a lower temperature counts as 0
 

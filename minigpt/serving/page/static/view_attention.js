@@ -26,7 +26,7 @@ export async function showAttention(model, text, index, view) {
 }
 
 // Return the weights (T, T) of the chosen head; a row is a position that looks at those before it.
-export function weightsOf({ layers, numHeads, length: T }, chosen) {
+function weightsOf({ layers, numHeads, length: T }, chosen) {
   if (chosen !== AVERAGE) {
     const [layer, number] = chosen;
     return layers[layer].subarray(number * T * T, (number + 1) * T * T);

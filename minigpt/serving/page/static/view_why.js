@@ -7,7 +7,7 @@ import { BOS, decide, GREEDY, logProbabilities, UNK } from "./sampling.js";
 const ROWS = 12; // candidates to show
 
 // Return everything that the panel shows about the choice of the token at `index`.
-export function explain({ tokenizer }, text, index) {
+function explain({ tokenizer }, text, index) {
   const { logits, id } = text.tokens[index];
   const { sampling } = text;
   const noise = gumbelNoise(sampling.seed, 0, index, tokenizer.vocabSize);
