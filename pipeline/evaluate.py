@@ -34,8 +34,9 @@ def main() -> None:
     tokenizer = tokenizer_from_dict(metadata["tokenizer"])
     tokens = Tokens(paths.TOKENS, tokenizer)
     split = tokens.val_split
-    # the layout of training, so that the model sees only positions that it was trained on
-    layout = metadata["train"]["layout"]
+    # the layout of training, so that the model sees only positions that it was trained on; a
+    # converted model has learned all of them
+    layout = metadata.get("train", {}).get("layout", "packed")
     with Run() as run:
         batches = Batches(tokens.ids[split], layout, config.batch_size, model.max_seq_len)
         predictions = predict(model, batches)

@@ -31,7 +31,8 @@ def main() -> None:
     config, threads = params.quantize, use_threads(params.threads)
     model, metadata = load_model(paths.MODEL)
     tokens = Tokens(paths.TOKENS, tokenizer_from_dict(metadata["tokenizer"]))
-    bits_per_char = partial(_bits_per_char, tokens, metadata["train"]["layout"])
+    layout = metadata.get("train", {}).get("layout", "packed")
+    bits_per_char = partial(_bits_per_char, tokens, layout)
     file, report = paths.ONNX_MODEL.with_suffix(f".{name}.onnx"), paths.REPORTS / f"{name}.json"
     with Run() as run:
         exported = OnnxBackend(paths.ONNX_MODEL, threads)

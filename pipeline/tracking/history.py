@@ -68,7 +68,8 @@ class Snapshot:
                     sections[name] = values
         if self._md5s("train").get(paths.MODEL) != self.model_md5:  # trained without DVC
             metadata = load(paths.MODEL)[1]
-            sections |= {"model": metadata["config"], "train": metadata["train"]}
+            sections["model"] = metadata["config"]
+            sections["train"] = metadata.get("train", {})  # none if the model was converted
         return flatten(sections)
 
     def reports(self, stage: str) -> dict[Path, str]:
