@@ -11,7 +11,7 @@ from minigpt.cli.models import load_backend
 from minigpt.cli.output import print_json
 from minigpt.common.text import visible
 
-NO_BREAK_SPACE = "\u00a0"
+NO_BREAK_SPACE = "\u00a0"  # keeps an entry on one line; printed as a plain space
 HASH = re.compile("[0-9a-f]{32,}")
 
 
@@ -35,7 +35,8 @@ def info(
     indent = max(len(visible(name)) for name in metadata) + 2
     columns = max(shutil.get_terminal_size().columns - indent, 40)
     for section, value in metadata.items():
-        first, *others = textwrap.wrap(_describe(value), columns, break_on_hyphens=False) or [""]
+        lines = textwrap.wrap(_describe(value), columns, break_on_hyphens=False)
+        first, *others = [line.replace(NO_BREAK_SPACE, " ") for line in lines] or [""]
         print(f"{visible(section):{indent}}{first}")
         for line in others:
             print(f"{'':{indent}}{line}")
