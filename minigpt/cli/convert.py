@@ -1,5 +1,6 @@
 """minigpt-cli convert: from a model file to a folder of Hugging Face, and from GPT-2 to a file."""
 
+import shlex
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +46,8 @@ def convert(
     source, target = expand_home(source), expand_home(target)
     if not source.exists():
         raise UserError(f"{source}: not found; name a model file or the folder of a GPT-2")
+    if not source.is_dir() and source.suffix != SUFFIX:
+        raise UserError(f"{source}: must be a model file ({SUFFIX}) or the folder of a GPT-2")
     if target.exists():
         raise UserError(f"{target}: exists already; name another one, or remove it")
     if source.is_dir() == (target.suffix != SUFFIX):
@@ -73,18 +76,29 @@ def _to_hugging_face(source: Path, target: Path, token_folder: Path | None) -> N
 def _from_hugging_face(source: Path, target: Path) -> None:
     from minigpt.interop.hugging_face import read_folder
     from minigpt.model.checkpoint import load_model
+    from minigpt.tokenizer.pretrained import load_tokenizer_of_model
 
     raise_on_interrupt()
     print(f"{target}: {read_folder(source, target)}")
     if target.parent.name == "pretrained":
-        print(f"fine-tune it: {_fine_tuning(target, load_model(target)[0].config)}")
+        normalization = load_tokenizer_of_model(target).normalization
+        command = _fine_tuning(target.name, load_model(target)[0].config, normalization)
+        print(f"fine-tune it: {command}")
 
 
-def _fine_tuning(target: Path, config: "ModelConfig") -> str:
-    """Return the command that trains from `target`."""
-    overrides = ["tokenizer.type=pretrained", f"train.init_from=pretrained/{target.name}"]
+def _fine_tuning(name: str, config: "ModelConfig", normalization: str) -> str:
+    """Return the command that trains from the file `name`, with a start for all that matters."""
+    overrides = [
+        "tokenizer.type=pretrained",
+        f"data.normalization={normalization}",
+        f"train.init_from=pretrained/{name}",
+        "train.optimizer=adamw",  # the weights were trained with it
+        "train.learning_rate=1e-4",
+        "train.min_learning_rate=1e-5",
+    ]
     overrides += [
         f"model.{key}={str(value).lower() if isinstance(value, bool) else value}"
         for key, value in config.model_dump(exclude={"dropout"}).items()
     ]
-    return f"dvc exp run {' '.join(f'-S {override}' for override in overrides)}"
+    options = [part for override in overrides for part in ("-S", override)]
+    return shlex.join(["dvc", "exp", "run", *options])

@@ -66,6 +66,11 @@ def read_folder(folder: Path, target: Path) -> Parity:
                 f"its tokenizer has {size} tokens, but its model {their_model.config.vocab_size}"
             )
         model = from_gpt2(their_model, end_of_text)
+        if tokenizer.vocab_size != model.token_embedding.num_embeddings:
+            raise UserError(
+                "its tokenizer has tokens that were added to the vocabulary, such as [PAD], which "
+                "MiniGPT cannot have; convert the model without them"
+            )
         parity = check_parity(model, tokenizer, their_model, their_tokenizer, end_of_text, None)
     metadata = {
         "format_version": FORMAT_VERSION,

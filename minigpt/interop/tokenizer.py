@@ -110,16 +110,20 @@ def from_transformers(
     Raises:
         UserError: The tokenizer is neither GPT-2's nor one that `to_transformers` returned.
     """
-    values = json.loads(theirs.backend_tokenizer.to_str())
+    library = getattr(theirs, "backend_tokenizer", None)  # not in those without a tokenizer.json
+    values = json.loads(library.to_str()) if library else {"model": {"type": type(theirs).__name__}}
+    kind = values["model"]["type"]
+    if kind not in ("BPE", "WordLevel"):
+        raise UserError(f"its tokenizer is not that of GPT-2: {kind}, not a byte pair encoding")
     vocab: dict[str, int] = values["model"]["vocab"]
     tokens = sorted(vocab, key=vocab.__getitem__)
     form, lowercase = _normalization(values)
     try:
         if tuple(tokens[:FIRST]) == SPECIAL_TOKENS:
-            if values["model"]["type"] == "WordLevel":
+            if kind == "WordLevel":
                 return CharTokenizer(tokens[FIRST:], form, lowercase), None
             return _bpe(tokens, values["model"]["merges"], form, lowercase), None
-        if values["model"]["type"] != "BPE" or END_OF_TEXT not in vocab:
+        if kind != "BPE" or END_OF_TEXT not in vocab:
             raise ValueError(f"no byte pair encoding with {END_OF_TEXT}")
         tokens = [*SPECIAL_TOKENS, *(token for token in tokens if token != END_OF_TEXT)]
         bpe = _bpe(tokens, values["model"]["merges"], form, lowercase)

@@ -23,6 +23,7 @@ from minigpt.generation.sampling import Sampling
 from minigpt.generation.torch_backend import TorchBackend
 from minigpt.interop import parity
 from minigpt.interop.hugging_face import read_folder, write_folder
+from minigpt.interop.tokenizer import from_transformers
 from minigpt.model.checkpoint import load_model, save
 from minigpt.tokenizer import BPETokenizer, CharTokenizer
 
@@ -95,6 +96,7 @@ def test_tokenizer_in_folder_gives_the_same_ids(request, tmp_path, name):
 def test_folder_of_default_model_has_its_logits(classic):
     path, folder = classic
     ours, (theirs, _) = load_model(path)[0], load_with_transformers(folder)
+    torch.manual_seed(0)
     ids = torch.randint(ours.token_embedding.num_embeddings, (2, 32))
     with torch.inference_mode():
         torch.testing.assert_close(theirs(input_ids=ids).logits, ours(ids), atol=5e-6, rtol=0)
@@ -167,7 +169,7 @@ def gpt2(tmp_path_factory, gpt2_bpe):
     return folder / "gpt2", *theirs, folder / "gpt2.safetensors"
 
 
-def test_converted_gpt2_encodes_and_decodes_like_gpt2(gpt2, full):
+def test_converted_tokenizer_is_that_of_gpt2(gpt2, full):
     _, _, theirs, path = gpt2
     tokenizer = TorchBackend.load(path).tokenizer
     for text in random_texts(10_000 if full else 500):
@@ -263,6 +265,39 @@ def test_gpt2_that_we_cannot_compute_is_refused(tmp_path, gpt2_bpe, changes, mes
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_gpt2_with_an_added_token_is_refused(tmp_path, gpt2_bpe):
+    model, tokenizer = write_gpt2(tmp_path / "gpt2", gpt2_bpe)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UserError, match="tokens that were added to the vocabulary"):
+        read_folder(tmp_path / "gpt2", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def unigram():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    library = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    return PreTrainedTokenizerFast(tokenizer_object=library)
+
+
+def without_library():
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("build", "name"), [(unigram, "Unigram"), (without_library, "ByT5Tokenizer")]
+)
+def test_tokenizer_of_another_kind_is_refused(build, name):
+    with pytest.raises(UserError, match=f"not that of GPT-2: {name}, not a byte pair encoding"):
+        from_transformers(build())
+
+
 def test_damaged_folders_are_refused_in_one_line(gpt2, tmp_path):
     def damage(name, content):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -323,10 +358,13 @@ def test_model_card_has_metadata(classic):
     assert "llama.cpp" in card.text
 
 
-def test_convert_refuses_what_it_would_overwrite(classic, tmp_path):
+def test_convert_refuses_unfit_paths(classic, tmp_path):
     path, folder = classic
+    onnx = tmp_path / "minigpt.onnx"
+    onnx.touch()
     for source, target, message in [
         (path, tmp_path, "exists already"),
+        (onnx, tmp_path / "x", "must be a model file (.safetensors) or the folder of a GPT-2"),
         (path, tmp_path / "x.safetensors", "must be a folder"),
         (folder, tmp_path / "x", "must be a model file (.safetensors)"),
         (tmp_path / "y", tmp_path / "x", "not found; name a model file or the folder of a GPT-2"),
@@ -334,6 +372,18 @@ def test_convert_refuses_what_it_would_overwrite(classic, tmp_path):
         result = CliRunner().invoke(app, ["convert", str(source), str(target)])
         assert isinstance(result.exception, UserError)
         assert message in str(result.exception)
+
+
+def test_convert_prints_a_command_that_fine_tunes(gpt2, tmp_path):
+    (tmp_path / "pretrained").mkdir()
+    target = tmp_path / "pretrained/my gpt2.safetensors"
+    out = CliRunner().invoke(app, ["convert", str(gpt2[0]), str(target)]).stdout
+    (command,) = re.findall("^fine-tune it: (.*)", out, re.MULTILINE)
+    overrides = set(shlex.split(command)[4::2])
+    assert "train.init_from=pretrained/my gpt2.safetensors" in overrides
+    assert {"data.normalization=none", "model.d_model=32", "model.tied_head=true"} <= overrides
+    assert {"train.optimizer=adamw", "train.learning_rate=1e-4"} <= overrides
+    assert "train.min_learning_rate=1e-5" in overrides
 
 
 def test_missing_package_names_the_extra_that_has_it(classic, tmp_path, monkeypatch):
