@@ -99,7 +99,7 @@ def test_links_resolve():
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_pictures_are_small_described_and_shown():
+def test_pictures_suit_the_documents():
     shown = []
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for text, target in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", document.read_text()):

@@ -20,7 +20,7 @@ def test_the_line_is_the_most_likely_text(trained, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
-def test_the_line_of_any_model_is_short_and_printable(tokenizer, sentences, kind):
+def test_the_line_of_any_model_fits_a_terminal(tokenizer, sentences, kind):
     if kind == "bpe":
         tokenizer = BPETokenizer(300)
         tokenizer.build_vocab(sentences)

@@ -259,7 +259,7 @@ def test_runs_are_named_by_what_differs(with_experiments):
     assert {"train/loss", "evaluation/loss", "export/bytes"} <= set(apart.data.metrics)
 
 
-def test_dvc_shows_params_and_metrics(with_experiments, tmp_path):
+def test_dvc_compares_experiments(with_experiments, tmp_path):
     project = with_experiments.copy(tmp_path / "project")
     project.run("dvc", "exp", "apply", "faster")
     assert "learning_rate" in project.run("dvc", "params", "diff")

@@ -215,7 +215,7 @@ def test_tokens_shows_the_ids_of_the_tokenizer(site, tokenizer):
     assert site.locator("#tokens-list .unknown").all_inner_texts() == ["🦊\n1"]
 
 
-def test_training_shows_curves_baselines_and_samples(site):
+def test_training_shows_what_was_recorded(site):
     site.reload()
     site.wait_for_selector("body[data-ready]")
     site.click("#tab-training")
