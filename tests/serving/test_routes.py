@@ -365,7 +365,7 @@ def test_a_text_is_the_same_alone_as_beside_others(tokenizer, tmp_path, full, qu
     rng = np.random.default_rng(0)
     requests = [
         {
-            "prompt": rng.integers(4, backend.tokenizer.vocab_size, rng.integers(100)).tolist(),
+            "prompt": rng.integers(4, backend.tokenizer.vocab_size, rng.integers(1, 100)).tolist(),
             "max_tokens": int(rng.integers(1, 100)),
             "temperature": float(rng.choice([0, 0.8, 2])),
             "seed": seed,
@@ -385,6 +385,7 @@ def test_a_text_is_the_same_alone_as_beside_others(tokenizer, tmp_path, full, qu
     async def ask(http: httpx.AsyncClient, body: dict[str, Any]) -> str:
         stream = body["seed"] % 2 == 0
         response = await http.post("/v1/completions", json=body | {"stream": stream})
+        response.raise_for_status()
         if not stream:
             return response.json()["choices"][0]["text"]
         events = response.text.split("\n\n")[:-2]
