@@ -55,12 +55,14 @@ def serving(backend: Backend, api_key: str | None = None, **settings: Any) -> It
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     key = api_key or "none"
     headers = {"Authorization": f"Bearer {key}"}
-    with (
-        OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
-        httpx.Client(base_url=url, headers=headers, timeout=60) as http,
-    ):
-        wait_for(lambda: server.started)
-        yield Served(url, client, http)
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    try:
+        with (
+            OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+            httpx.Client(base_url=url, headers=headers, timeout=60) as http,
+        ):
+            wait_for(lambda: server.started)
+            yield Served(url, client, http)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -1,5 +1,6 @@
 """minigpt-cli serve: serve a model over HTTP."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,6 +12,8 @@ from minigpt.common.errors import UserError
 
 if TYPE_CHECKING:
     from minigpt.generation.onnx_backend import OnnxBackend
+
+DEFAULT_PAGE = Path("page")
 
 
 def serve(
@@ -42,8 +45,11 @@ def serve(
         ),
     ] = None,
     page: Annotated[
-        Path, typer.Option(help="Folder of the page, made by `minigpt-cli page`.")
-    ] = Path("page"),
+        Path | None,
+        typer.Option(
+            help="Folder of the page, made by `minigpt-cli page`. Default: page, if it is one."
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Largest max_tokens of a request.", min=1)] = 4096,
     max_waiting: Annotated[
         int, typer.Option(help="Number of texts that may wait; more are answered by 429.", min=0)
@@ -65,8 +71,9 @@ def serve(
     from minigpt.serving.app import Settings
     from minigpt.serving.server import bind, serve
 
-    if api_key == "":
-        raise UserError("api-key: must not be empty; set MINIGPT_API_KEY to a key, or unset it")
+    if api_key is not None and not re.fullmatch("[!-~]+", api_key):  # it must fit into a header
+        raise UserError("api-key: must be printable ASCII without spaces; choose another key")
+    page = _page(page)
     backend = cast("OnnxBackend", load_backend(BackendName.onnx, model))
     settings = Settings(
         model=_name(model or DEFAULT_MODELS[BackendName.onnx]),
@@ -85,8 +92,26 @@ def serve(
 
 
 def _name(model: Path) -> str:
-    """Return "minigpt" for models/minigpt.onnx and models:/minigpt@champion."""
-    return model.stem.partition("@")[0]
+    """Return the name of a file without its extension, or of a model in MLflow.
+
+    It is "minigpt" for models/minigpt.onnx, models:/minigpt@champion, models:/minigpt/3 and
+    runs:/RUN_ID/minigpt.
+    """
+    uri = model.as_posix()
+    if uri.startswith("models:/"):
+        return re.split("[/@]", uri.removeprefix("models:/"))[0]
+    return model.name if uri.startswith("runs:/") else model.stem
+
+
+def _page(folder: Path | None) -> Path | None:
+    """Return the folder of the page; None if none is named and the default one is missing."""
+    from minigpt.serving.build_page import is_page
+
+    if is_page(folder or DEFAULT_PAGE):
+        return folder or DEFAULT_PAGE
+    if folder is None:
+        return None
+    raise UserError(f"{folder}: not a page; build one with `minigpt-cli page {folder}`")
 
 
 def _url_host(address: str) -> str:

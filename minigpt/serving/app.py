@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from minigpt.generation.backend import Backend
 from minigpt.serving.answers import Answer
@@ -41,6 +42,12 @@ from minigpt.serving.parameters import MAX_BODY, parse_completion
 from minigpt.serving.scheduler import Scheduler
 
 BODY_SECONDS = 30  # that a client may take to send a body
+# what the page may load and run, as in its index.html
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
+    "connect-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Settings:
         api_key: key that requests must have; None for no key.
         hosts: names of the server in Host headers, besides addresses and localhost.
         origins: origins of web pages that may send requests from a browser.
-        page: folder of the page.
+        page: folder of the page, if there is one.
     """
 
     model: str
@@ -65,10 +72,10 @@ class Settings:
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    page: Path = Path("page")
+    page: Path | None = None
 
 
-def build_app(backend: Backend, settings: Settings) -> Starlette:
+def build_app(backend: Backend, settings: Settings) -> ASGIApp:
     """Return the application; it runs its scheduler from its start to its end."""
     scheduler = Scheduler(backend, settings.max_waiting)
     metrics = Metrics(scheduler)
@@ -79,11 +86,10 @@ def build_app(backend: Backend, settings: Settings) -> Starlette:
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type"],
     )
-    return Starlette(
+    app = Starlette(
         routes=Routes(backend, settings, jobs, metrics).routes(),
         # from the outermost on: a browser asks for permission without a key
         middleware=[
-            Middleware(CountResponses, metrics=metrics),
             *([cors] if settings.origins else []),
             Middleware(Gate, hosts=settings.hosts, api_key=settings.api_key),
         ],
@@ -94,6 +100,8 @@ def build_app(backend: Backend, settings: Settings) -> Starlette:
         },
         lifespan=lambda app: jobs.running(),
     )
+    # around all of Starlette, whose answer to a bug comes from outside of its middleware
+    return CountResponses(app, metrics)
 
 
 class Routes:
@@ -106,16 +114,17 @@ class Routes:
 
     def routes(self) -> list[BaseRoute]:
         page = self.settings.page
+        api = [
+            Route("/completions", self.complete, methods=["POST"]),
+            Route("/chat/completions", self.chat, methods=["POST"]),
+            Route("/models", self.models),
+            Route("/models/{name:path}", self.model),
+        ]
         return [
-            Route("/v1/completions", self.complete, methods=["POST"]),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{name:path}", self.model),
+            Mount("/v1", routes=api),  # so that the page answers nothing below it
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
-            Mount("/", StaticFiles(directory=page, html=True))
-            if page.is_dir()
-            else Route("/", self.no_page),
+            Mount("/", PageFiles(directory=page, html=True)) if page else Route("/", self.no_page),
         ]
 
     async def complete(self, request: Request) -> Response:
@@ -176,6 +185,16 @@ class Routes:
             "The API is at /v1. The page is not built: run `minigpt-cli page page`, "
             "then start the server again.\n"
         )
+
+
+class PageFiles(StaticFiles):
+    """The files of the page, with its policy: a worker has only the one in its own response."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        # a policy in HTML cannot forbid frames
+        response.headers["Content-Security-Policy"] = f"{PAGE_POLICY}; frame-ancestors 'none'"
+        return response
 
 
 async def read_json(request: Request) -> bytes:

@@ -25,7 +25,7 @@ from minigpt.common.files import atomic_folder, parse_json
 
 SOURCE = Path(__file__).parent / "page"
 PACKAGE_FILES = ("package.json", "package-lock.json", ".npmrc")
-GENERATOR = '<meta name="generator" content="minigpt-cli page">'  # in index.html
+GENERATOR = b'<meta name="generator" content="minigpt-cli page">'  # in index.html
 # files of the packages, by the name that the page uses
 COPIED = {
     "onnxruntime.js": "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
@@ -45,7 +45,7 @@ def build_page(out: Path, model: Path, training: dict[str, Any] | None = None) -
     Raises:
         UserError: `out` holds something else, or npm is missing or fails.
     """
-    if os.path.lexists(out) and not _is_page(out):
+    if os.path.lexists(out) and not _may_replace(out):
         raise UserError(f"{out}: exists and is not a page; name a new folder")
     packages = install_packages()
     with atomic_folder(out) as folder:
@@ -58,12 +58,18 @@ def build_page(out: Path, model: Path, training: dict[str, Any] | None = None) -
         (folder / "training.json").write_text(json.dumps(training), "utf-8")
 
 
-def _is_page(folder: Path) -> bool:
-    """Return whether `folder` is empty, or a page that may be replaced."""
-    if not folder.is_dir() or folder.is_symlink():
+def _may_replace(out: Path) -> bool:
+    """Return whether `out` is an empty folder or a page."""
+    if not out.is_dir() or out.is_symlink():
         return False
-    index = folder / "index.html"
-    return not any(folder.iterdir()) or (index.is_file() and GENERATOR in index.read_text("utf-8"))
+    return not any(out.iterdir()) or is_page(out)
+
+
+def is_page(folder: Path) -> bool:
+    """Return whether `folder` holds a page that `build_page` wrote."""
+    with suppress(OSError):
+        return GENERATOR in (folder / "index.html").read_bytes()
+    return False
 
 
 def install_packages() -> Path:

@@ -1,5 +1,6 @@
 """Runs the application with uvicorn: binding, signals, draining."""
 
+import errno
 import ipaddress
 import logging
 import signal
@@ -28,9 +29,12 @@ def bind(host: str, port: int, protected: bool) -> socket.socket:
                 "--insecure"
             )
         return socket.create_server(address[:2], family=family, backlog=2048)
+    except UnicodeError:
+        raise UserError(f"host: {host!r} is not a name or address; use another --host") from None
     except OSError as error:
+        option = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
         raise UserError(
-            f"host: cannot listen at {host}, port {port} ({error.strerror}); use another --port"
+            f"host: cannot listen at {host}, port {port} ({error.strerror}); use another --{option}"
         ) from None
 
 

@@ -40,6 +40,7 @@ def test_page_contains_model_runtime_and_licenses(packages, model, tmp_path):
     build_page(out, model, {"samples": []})
     assert (out / "model.onnx").read_bytes() == b"model"
     assert json.loads((out / "training.json").read_text()) == {"samples": []}
+    assert builder.is_page(out)
     assert "onnxruntime-web 1.0: MIT" in (out / "licenses.txt").read_text()
     # every file that the page names is there, and it names no other origin
     named = re.compile(r'(?:from |href=|src=|url\(|URL\()"?\.?/?([\w-]+\.(?:js|css|woff2|wasm))')
@@ -60,6 +61,9 @@ def test_a_page_replaces_an_earlier_page(packages, model, tmp_path):
 def test_other_folders_are_not_replaced(packages, model, tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/index.html").write_text("<title>My thesis</title>")
+    with pytest.raises(UserError, match=r"docs: exists and is not a page; name a new folder"):
+        build_page(tmp_path / "docs", model)
+    (tmp_path / "docs/index.html").write_bytes("<title>Thèse</title>".encode("latin-1"))
     with pytest.raises(UserError, match=r"docs: exists and is not a page; name a new folder"):
         build_page(tmp_path / "docs", model)
     with pytest.raises(UserError, match=r"some\.onnx: exists and is not a page"):
