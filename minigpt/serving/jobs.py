@@ -40,8 +40,11 @@ class Jobs:
         """Start a job; without `stream` its progress arrives at the end of each text.
 
         Raises:
-            ApiError: too many texts are waiting.
+            ApiError: too many texts are waiting, or the job alone has more than may wait.
         """
+        if len(sequences) > (most := self._scheduler.capacity):
+            problem = f"{len(sequences)} texts are more than the {most} that this server accepts"
+            raise ApiError(f"n: {problem}; send fewer", param="n")
         try:
             self._scheduler.submit(sequences)
         except Full:

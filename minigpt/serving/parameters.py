@@ -77,11 +77,13 @@ class _Parser:
 
     def parse(self, model: str, max_tokens: int) -> Completion:
         if (name := self.take("model", str, model)) != model:
-            raise ApiError(f"model: {name!r} is not served here; use {model!r}", 404, "model")
+            raise ApiError(f"model: {name!r:.50} is not served here; use {model!r}", 404, "model")
         self.take("user", str, "")  # without effect, as documented by OpenAI
         for name, values in NEUTRAL.items():
-            if (value := self.left.pop(name, values[0])) not in values:
-                raise ApiError(f"{name}: not supported; leave it out, not {value!r}", param=name)
+            value = self.left.pop(name, values[0])
+            if value not in values or isinstance(value, bool):  # True == 1
+                problem = f"not supported; leave it out, not {value!r:.50}"
+                raise ApiError(f"{name}: {problem}", param=name)
         seed = self.take("seed", int, secrets.randbits(63))
         n = self.take("n", int, 1, 1, MAX_TEXTS)
         limit = self.take("max_tokens", int, min(200, max_tokens), 0, max_tokens)
@@ -91,11 +93,9 @@ class _Parser:
         if len(prompts) * n > MAX_TEXTS:
             problem = f"{len(prompts)} prompts times n = {n} are more than {MAX_TEXTS} texts"
             raise ApiError(f"n: {problem}; send fewer", param="n")
-        stream, options = self.take("stream", bool, False), self.left.pop("stream_options", {})
-        if not isinstance(options, dict):
-            raise ApiError("stream_options: must be an object", param="stream_options")
+        stream, usage = self.take("stream", bool, False), self.include_usage()
         if self.left:
-            name = min(self.left)
+            name = min(self.left)[:50]
             raise ApiError(f"{name}: unknown parameter; leave it out", param=name)
         sequences = [
             Sequence(
@@ -118,7 +118,6 @@ class _Parser:
                 f"prompt: has {problem} ({self.backend.max_seq_len}), so echo cannot give logprobs",
                 param="prompt",
             )
-        usage = bool(options.get("include_usage"))
         return Completion(sequences, seed, n, limit, echo, stream, usage)
 
     def take(
@@ -137,7 +136,7 @@ class _Parser:
         if type(value) is not kind:
             raise ApiError(f"{name}: must be {KINDS[kind]}, not {value!r:.50}", param=name)
         if isinstance(value, int | float) and not least <= value <= most:
-            raise ApiError(f"{name}: must be from {least} to {most}, not {value}", param=name)
+            raise ApiError(f"{name}: must be from {least} to {most}, not {value!r:.50}", param=name)
         return value
 
     def sampling(self, seed: int) -> Sampling:
@@ -152,6 +151,18 @@ class _Parser:
             name, problem = str(error).split(": ", 1)
             name = name.replace("-", "_")
             raise ApiError(f"{name}: {problem}", param=name) from None
+
+    def include_usage(self) -> bool:
+        options = self.left.pop("stream_options", {})
+        if not (isinstance(options, dict) and options.keys() <= {"include_usage"}):
+            raise ApiError(
+                "stream_options: must be an object with include_usage only", param="stream_options"
+            )
+        usage = options.get("include_usage")
+        if not (usage is None or isinstance(usage, bool)):
+            problem = "include_usage must be true or false"
+            raise ApiError(f"stream_options: {problem}, not {usage!r:.50}", param="stream_options")
+        return bool(usage)
 
     def stop(self) -> list[str]:
         stop = self.left.pop("stop", [])

@@ -51,6 +51,11 @@ class Scheduler:
         self._stopped = False
 
     @property
+    def capacity(self) -> int:
+        """Number of sequences that may be unfinished at once."""
+        return self.engine.batch_size + self.max_waiting
+
+    @property
     def waiting(self) -> int:
         """Number of sequences without a row of the batch."""
         return max(0, self._submitted - self._finished - self.engine.batch_size)
@@ -62,7 +67,7 @@ class Scheduler:
             Full: more than `max_waiting` would wait.
         """
         unfinished = self._submitted - self._finished + len(sequences)
-        if unfinished > self.engine.batch_size + self.max_waiting:
+        if unfinished > self.capacity:
             raise Full
         self._submitted += len(sequences)
         for sequence in sequences:

@@ -18,6 +18,7 @@ from minigpt.generation.engine import run
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.sequence import Logprobs, Sequence
+from minigpt.serving.build_page import SOURCE
 
 BOLD = {"temperature": 2.0, "seed": 7, "max_tokens": 40}
 SAMPLING = Sampling(2.0, seed=7)
@@ -186,7 +187,11 @@ def test_unknown_characters_of_a_prompt_are_tokens(served, backend, stream):
         ({"stop": ""}, 400, "stop"),
         ({"stop": ["a"] * 17}, 400, "stop"),
         ({"stream_options": 1}, 400, "stream_options"),
+        ({"stream_options": {"include_usage": "false"}}, 400, "stream_options"),
+        ({"stream_options": {"other": True}}, 400, "stream_options"),
         ({"best_of": 2}, 400, "best_of"),
+        ({"best_of": True}, 400, "best_of"),
+        ({"suffix": "x" * 9999}, 400, "suffix"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"temperatures": 1}, 400, "temperatures"),
@@ -199,6 +204,7 @@ def test_wrong_parameters_are_named(served, body, status, param):
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (status, param)
     assert error["message"].startswith(f"{param}: ")
+    assert len(error["message"]) < 200
     assert error["type"] == "invalid_request_error"
 
 
@@ -230,11 +236,22 @@ def test_wrong_bodies_are_refused(served, data, kind, status):
     assert response.json()["error"]["message"]
 
 
-def test_other_addresses_give_errors_of_the_api(served):
+@pytest.mark.parametrize("page", [False, True], ids=["no page", "page"])
+def test_other_addresses_give_errors_of_the_api(backend, tmp_path, page):
+    with serving(backend, page=tmp_path if page else None) as server:
+        for method, address, status in (
+            ("GET", "/none", 404),
+            ("GET", "/v1/none", 404),
+            ("POST", "/v1/embeddings", 404),
+            ("GET", "/v1/completions", 405),
+        ):
+            response = server.http.request(method, address)
+            assert response.json()["error"]["code"] == response.status_code == status
+
+
+def test_chat_and_a_missing_page_are_explained(served):
     with pytest.raises(openai.NotFoundError, match="use /v1/completions"):
         served.client.chat.completions.create(model="minigpt", messages=[])
-    assert served.http.get("/none").json()["error"]["code"] == 404
-    assert served.http.get("/v1/completions").json()["error"]["code"] == 405
     assert "minigpt-cli page" in served.http.get("/").text
 
 
@@ -249,7 +266,10 @@ def test_the_model_is_listed(served):
 def test_a_bug_is_not_shown(backend, monkeypatch):
     monkeypatch.setattr("minigpt.serving.app.parse_completion", lambda *args: 1 / 0)
     with serving(backend) as server:
-        response = server.http.post("/v1/completions", json={})
+        # uvicorn closes the connection
+        closing = {"Connection": "close"}
+        response = server.http.post("/v1/completions", json={}, headers=closing)
+        assert server.metric('minigpt_responses_total{status="500"}') == 1
     assert response.status_code == 500
     assert response.json()["error"]["message"] == "the server failed; its log has the details"
 
@@ -283,6 +303,16 @@ def test_an_api_key_is_required(backend, tmp_path: Path):
         # as a browser asks for it
         assert stranger.get("/", auth=("me", "secret")).text == "the page"
         stranger.close()
+
+
+def test_files_of_the_page_have_its_policy(backend):
+    folder = SOURCE / "static"
+    with serving(backend, page=folder) as server:
+        for address in ("/", "/worker.js"):
+            policy = server.http.get(address).headers["Content-Security-Policy"]
+            own, _, last = policy.rpartition("; ")
+            assert f'content="{own}"' in (folder / "index.html").read_text()
+            assert last == "frame-ancestors 'none'"
 
 
 def test_only_names_of_the_server_are_answered(backend):
@@ -353,9 +383,15 @@ def test_a_slow_reader_does_not_block_others(served, backend):
 def test_a_full_queue_asks_to_retry(backend):
     with serving(backend, max_waiting=0) as server:
         rows = backend.max_batch_size
-        with pytest.raises(openai.RateLimitError) as error:
+        with pytest.raises(openai.BadRequestError, match=f"n: {rows + 1} texts are more than"):
             complete(server, "a", n=rows + 1)
+        body = {"prompt": "", "max_tokens": 4000, "ignore_eos": True}
+        with raw_request(server, body):
+            wait_for(lambda: server.metric("minigpt_active_texts") == 1)
+            with pytest.raises(openai.RateLimitError) as error:
+                complete(server, "a", n=rows)
         assert error.value.response.headers["Retry-After"] == "1"
+        wait_for(lambda: server.metric("minigpt_canceled_texts_total") == 1)
         assert len(complete(server, "a", n=rows).choices) == rows
 
 
