@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import NEEDS_NPM, engine_ids
-from page_models import GENERATIONS, attention_of, build_page_models, tiny_model
+from page_models import (
+    GENERATIONS,
+    attention_of,
+    build_page_models,
+    stop_within_token,
+    tiny_model,
+)
 from playwright.sync_api import Page, sync_playwright
 
 from minigpt.evaluation.score import score
+from minigpt.generation.engine import generate
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling, gumbel_noise, next_token
 from minigpt.serving.build_page import build_page
@@ -83,9 +90,9 @@ def site(folder, browser):
     assert not errors
 
 
-def write(site: Page, prompt: str, sampling: Sampling) -> None:
+def write(site: Page, prompt: str, sampling: Sampling, stop: str = "") -> None:
     site.click("#tab-write")
-    values = {"prompt": prompt, "max_new_tokens": str(NEW_TOKENS)}
+    values = {"prompt": prompt, "max_new_tokens": str(NEW_TOKENS), "stop": stop}
     values |= {name: str(value) for name, value in vars(sampling).items() if name != "ignore_eos"}
     for name, value in values.items():
         site.fill(f"#{name}", value)
@@ -114,6 +121,28 @@ def test_page_writes_the_text_of_the_command(site, models, name, full):
         write(site, prompt, sampling)
         ids = engine_ids(backend, prompt, NEW_TOKENS, sampling)
         assert written(site) == backend.tokenizer.decode(ids), (prompt, settings)
+
+
+def test_text_ends_within_a_token(site, models):
+    open_model(site, models["gpt2"])
+    backend = OnnxBackend(models["gpt2"])
+    stop = stop_within_token(backend, engine_ids(backend, "The", NEW_TOKENS, Sampling()))
+    write(site, "The", Sampling(), stop)
+    text = generate(backend, "The", NEW_TOKENS, stop=[stop])
+    assert written(site) == "".join(text)
+    open_model(site, models["char"])
+
+
+def test_opening_a_model_ends_the_text(site, models):
+    write(site, PROMPT, SAMPLING)
+    text = written(site)
+    site.fill("#max_new_tokens", "1500")
+    site.click("#go")
+    open_model(site, models["char"])
+    assert site.inner_text("#go") == "Write"
+    assert written(site) == ""
+    write(site, PROMPT, SAMPLING)
+    assert written(site) == text
 
 
 PROMPT, SAMPLING = "The quick", Sampling(1.2, top_k=9, top_p=0.8, ignore_eos=True, seed=5)
@@ -262,13 +291,43 @@ def test_page_fits_a_phone(site):
     site.set_viewport_size({"width": 1280, "height": 720})
 
 
-def test_damaged_model_is_one_line(site, models, tmp_path):
+def test_damaged_model_does_not_replace_the_model(site, models, tmp_path):
+    write(site, PROMPT, SAMPLING)
+    text = written(site)
     data = bytearray(models["char"].read_bytes())
-    data[len(data) // 2] ^= 1
+    middle = len(data) // 2
+    data[middle : middle + 4000] = bytes(4000)  # weights, so the graph loads
     (tmp_path / "damaged.onnx").write_bytes(data)
     site.set_input_files("#open", tmp_path / "damaged.onnx")
     site.wait_for_selector("#model:has-text('Cannot')")
     assert site.inner_text("#model").startswith("Cannot load the model: damaged")
+    write(site, PROMPT, SAMPLING)
+    assert written(site) == text
+
+
+def test_link_restores_valid_settings_only(site):
+    def follow(link: str, *names: str) -> list[str]:
+        site.goto(f"{site.url.partition('#')[0]}#{link}")
+        site.reload()
+        site.wait_for_selector("body[data-ready]")
+        return [site.input_value(f"#{name}") for name in names]
+
+    names = ("seed", "top_k", "max_new_tokens", "temperature", "prompt")
+    link = "seed=abc&top_k=-1&max_new_tokens=&temperature=0.5&prompt=Hi"
+    assert follow(link, *names) == ["1", "50", "300", "0.5", "Hi"]
+    assert follow(f"seed={2**63}", "seed") == ["1"]
+    assert follow(f"seed={2**63 - 1}", "seed") == [str(2**63 - 1)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", ""), ("seed", ""), ("seed", str(2**63))])
+def test_invalid_settings_are_refused(site, name, value):
+    write(site, PROMPT, SAMPLING)
+    site.fill("#prompt", "")
+    site.fill(f"#{name}", value)
+    site.click("#go")
+    assert site.locator("#settings input:invalid").first.get_attribute("id") == name
+    assert "The quick" in site.text_content("#text")  # still
+    site.fill(f"#{name}", "1")
 
 
 def test_page_opened_from_a_file_shows_a_command(browser, folder):

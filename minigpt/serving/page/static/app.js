@@ -26,9 +26,9 @@ async function loadPage() {
 // Load a model that MiniGPT exported.
 async function start(file, training) {
   const metadata = readMetadata(file);
-  const [intact] = await Promise.all([isIntact(file), call("load", { file })]);
-  if (intact === false) throw new Error("damaged: its SHA-256 is wrong");
   const model = { metadata, tokenizer: tokenizerFrom(metadata.tokenizer) };
+  if ((await isIntact(file)) === false) throw new Error("damaged: its SHA-256 is wrong");
+  await call("load", { file }); // last, since it replaces the earlier model
   $("model").textContent = describe(metadata, model.tokenizer, file);
   for (const view of [startWrite, startScore, startTokens]) view(model);
   startTraining(model, training);

@@ -30,7 +30,7 @@ export function startWrite(loaded) {
 
 // Read the form.
 function readSettings() {
-  const sampling = { ...DEFAULTS, seed: BigInt($("seed").value || 0) };
+  const sampling = { ...DEFAULTS, seed: BigInt($("seed").value) };
   for (const name of NUMBERS) sampling[name] = Number($(name).value);
   sampling.ignore_eos = $("ignore_eos").checked;
   const stop = $("stop").value ? [$("stop").value] : [];
@@ -39,6 +39,7 @@ function readSettings() {
 
 // Show the command of minigpt-cli that writes the same text.
 function updateCommand() {
+  if (!$("settings").checkValidity()) return;
   const { prompt, sampling, stop } = readSettings();
   const quote = (value) => `'${value.replaceAll("'", "'\\''")}'`;
   const parts = ["minigpt-cli generate", `--prompt ${quote(prompt)}`, `--seed ${sampling.seed}`];
@@ -90,6 +91,7 @@ function setWriting(now) {
   writing = now;
   document.body.classList.toggle("writing", now);
   $("go").textContent = now ? "Stop" : "Write";
+  $("go").formNoValidate = now; // a text can be stopped whatever the form contains
   $("again").disabled = now;
   $("more").disabled = now || text.tokens.at(-1).id === EOS;
   if (now) $("status").textContent = "Writing";
@@ -144,16 +146,18 @@ function announce({ finishReason }) {
 
 // Cut the generated text to `length` characters, in front of a stop sequence.
 function cutAt(length) {
-  let index = text.promptLength;
-  for (
-    let end = 0;
-    index < text.tokens.length && end + text.tokens[index].text.length <= length;
-    index++
-  ) {
-    end += text.tokens[index].text.length;
-  }
-  text.ids.length = text.tokens.length = index;
+  const generated = text.tokens.slice(text.promptLength);
+  let end = 0;
+  const cut = generated.findIndex((token) => (end += token.text.length) > length);
+  if (cut < 0) return;
+  const index = text.promptLength + cut;
+  const [token] = text.tokens.splice(index);
+  token.text = token.text.slice(0, token.text.length - (end - length));
+  if (token.text) text.tokens.push(token); // the stop sequence begins within it
+  text.ids.length = text.tokens.length;
   view.truncate(index);
+  view.append(text.tokens.slice(index));
+  shade(index);
 }
 
 // Replace the token at `index` and continue from there.
@@ -172,7 +176,7 @@ async function branch(index, id) {
   view.append([token]);
   shade();
   if (id !== EOS) await run();
-  view.select(index);
+  if (index < text.tokens.length) view.select(index); // a stop sequence may have cut it off
 }
 
 // Show what is known about the token at `index`; null: none is selected.
@@ -203,9 +207,21 @@ function remember() {
 function recall() {
   for (const [id, value] of new URLSearchParams(location.hash.slice(1))) {
     if (id === "ignore_eos") $(id).checked = true;
-    else if (["prompt", ...NUMBERS, "seed", "stop"].includes(id)) $(id).value = value;
+    else if (["prompt", ...NUMBERS, "seed", "stop"].includes(id)) {
+      $(id).value = value;
+      checkSeed();
+      if (!$(id).checkValidity()) $(id).value = $(id).defaultValue;
+    }
   }
+  checkSeed();
   $("temperature-range").value = $("temperature").value;
+}
+
+// Refuse seeds that no signed integer of 64 bits can hold; the form checks everything else.
+function checkSeed() {
+  const { value, validity } = $("seed");
+  const large = !validity.patternMismatch && BigInt(value) >= 2n ** 63n;
+  $("seed").setCustomValidity(large ? "A seed is less than 2^63." : "");
 }
 
 $("settings").onsubmit = (event) => {
@@ -219,14 +235,17 @@ $("prompt").onkeydown = (event) => {
 $("settings").oninput = ({ target }) => {
   if (target.id === "temperature-range") $("temperature").value = target.value;
   if (target.id === "temperature") $("temperature-range").value = target.value;
-  if ($("settings").checkValidity()) updateCommand();
+  checkSeed();
+  updateCommand();
 };
 $("again").onclick = () => {
   $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 100000;
+  checkSeed();
   updateCommand();
   $("settings").requestSubmit();
 };
 $("more").onclick = () => {
+  if (!$("settings").reportValidity()) return;
   text.maxLength = text.ids.length + Number($("max_new_tokens").value);
   run();
 };

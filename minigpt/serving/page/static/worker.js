@@ -12,20 +12,27 @@ ort.env.logLevel = "error";
 
 let backend;
 let stopped = false;
+const users = new Set(); // calls in progress that use the backend
 
 // Let messages in, such as the one that stops a generation.
 const channel = new MessageChannel();
+channel.port1.start();
 const breathe = () =>
   new Promise((resolve) => {
-    channel.port1.onmessage = resolve;
+    channel.port1.addEventListener("message", resolve, { once: true });
     channel.port2.postMessage(null);
   });
 
 const CALLS = {
   async load({ file }) {
     const loaded = await Backend.load(ort, file); // the earlier model stays if this fails
-    await backend?.release();
+    while (users.size) {
+      stopped = true; // a text that is being written ends here
+      await Promise.allSettled(users);
+    }
+    const earlier = backend;
     backend = loaded;
+    await earlier?.release();
   },
 
   // Continue `ids`; report tokens as they come, and return the figures of the generation.
@@ -67,10 +74,12 @@ const CALLS = {
 };
 
 onmessage = async ({ data: { call, method, values } }) => {
+  const running = CALLS[method](values, (progress) => postMessage({ call, progress }));
+  if (method !== "load") users.add(running);
   try {
-    const result = await CALLS[method](values, (progress) => postMessage({ call, progress }));
-    postMessage({ call, result });
+    postMessage({ call, result: await running });
   } catch (error) {
     postMessage({ call, error: error.message ?? String(error) });
   }
+  users.delete(running);
 };
