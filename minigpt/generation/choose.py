@@ -1,13 +1,15 @@
 """Choice of the next token, faster than `sampling.next_token` and equal to it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from minigpt.generation.sampling import Sampling, not_finite, to_gumbel
+from minigpt.generation.sampling import Sampling, next_token, not_finite, to_gumbel
 from minigpt.tokenizer import EOS
 
 NEAR = 12  # logits below the highest, above which the top k are sought first
+MAX_TRIES = 8  # candidates to try one by one
 
 
 def choose_token(
@@ -16,7 +18,9 @@ def choose_token(
     """Return what `sampling.next_token` returns, for logits (V,) and noise (V,).
 
     The filters run last: the candidate with the best score is almost always one that they keep, so
-    nothing is sorted. `penalties` (V,) contains the repetition penalty of each token.
+    nothing is sorted. After MAX_TRIES candidates that they drop, `next_token` decides, since at a
+    high temperature thousands could follow. `penalties` (V,) contains the repetition penalty of
+    each token.
     """
     temperature = sampling.temperature
     # (V,), a copy
@@ -29,11 +33,16 @@ def choose_token(
     token = int(scores.argmax())
     if not math.isfinite(logits[token]):
         raise not_finite()
+    if temperature == 0:
+        return token
     # try candidates from the best down; the first that the filters keep wins
-    while temperature and not _is_kept(token, logits, sampling):
+    for _ in range(MAX_TRIES):
+        if _is_kept(token, logits, sampling):
+            return token
         scores[token] = -np.inf
         token = int(scores.argmax())
-    return token
+    applied = replace(sampling, temperature=1.0, repetition_penalty=1.0)
+    return next_token(logits, noise, applied)
 
 
 def choose_from_many(

@@ -95,6 +95,13 @@ def test_large_vocabularies_are_sampled_alike(seed, spread, top_k):
     assert choose_from_many(logits, uniform, sampling) == next_token(logits, noise, sampling)
 
 
+def test_choose_token_ends_where_noise_decides():
+    logits = np.random.default_rng(0).normal(size=200)
+    sampling = Sampling(temperature=1000, top_k=0, min_p=1)  # keeps only the best of 200
+    noise = gumbel_noise(0, 0, 0, 200)[0]
+    assert choose_token(logits, noise, sampling) == logits[4:].argmax() + 4
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(min_p=0.5)], ids=str)
 def test_choose_token_rejects_logits_that_are_not_finite(sampling, value):
