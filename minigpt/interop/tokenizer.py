@@ -111,7 +111,9 @@ def from_transformers(
         UserError: The tokenizer is neither GPT-2's nor one that `to_transformers` returned.
     """
     library = getattr(theirs, "backend_tokenizer", None)  # not in those without a tokenizer.json
-    values = json.loads(library.to_str()) if library else {"model": {"type": type(theirs).__name__}}
+    values: dict[str, Any] = {"model": {"type": type(theirs).__name__}}
+    if library:
+        values = json.loads(library.to_str())
     kind = values["model"]["type"]
     if kind not in ("BPE", "WordLevel"):
         raise UserError(f"its tokenizer is not that of GPT-2: {kind}, not a byte pair encoding")
