@@ -75,15 +75,12 @@ def _to_hugging_face(source: Path, target: Path, token_folder: Path | None) -> N
 
 def _from_hugging_face(source: Path, target: Path) -> None:
     from minigpt.interop.hugging_face import read_folder
-    from minigpt.model.checkpoint import load_model
-    from minigpt.tokenizer.pretrained import load_tokenizer_of_model
 
     raise_on_interrupt()
-    print(f"{target}: {read_folder(source, target)}")
+    parity, config, tokenizer = read_folder(source, target)
+    print(f"{target}: {parity}")
     if target.parent.name == "pretrained":
-        normalization = load_tokenizer_of_model(target).normalization
-        command = _fine_tuning(target.name, load_model(target)[0].config, normalization)
-        print(f"fine-tune it: {command}")
+        print(f"fine-tune it: {_fine_tuning(target.name, config, tokenizer.normalization)}")
 
 
 def _fine_tuning(name: str, config: "ModelConfig", normalization: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt.common.config import ModelConfig
 from minigpt.common.errors import UserError, one_line
 from minigpt.common.files import atomic_folder, atomic_write, file_digest
 from minigpt.common.format_version import FORMAT_VERSION
@@ -15,7 +16,7 @@ from minigpt.interop.model_card import model_card
 from minigpt.interop.parity import Parity, check_parity
 from minigpt.interop.tokenizer import from_transformers, to_transformers
 from minigpt.model.checkpoint import load_model, save
-from minigpt.tokenizer import BOS, EOS, PAD, tokenizer_from_dict
+from minigpt.tokenizer import BOS, EOS, PAD, Tokenizer, tokenizer_from_dict
 
 if TYPE_CHECKING:
     import transformers
@@ -51,8 +52,8 @@ def write_folder(source: Path, folder: Path, tokens: Tokens | None = None) -> Pa
     return parity
 
 
-def read_folder(folder: Path, target: Path) -> Parity:
-    """Write the GPT-2 in `folder` as the model file `target` (.safetensors).
+def read_folder(folder: Path, target: Path) -> tuple[Parity, ModelConfig, Tokenizer]:
+    """Write the GPT-2 in `folder` as the model file `target` (.safetensors), and return its parts.
 
     Raises:
         UserError: The folder holds no such model, or the result would differ from it.
@@ -80,7 +81,7 @@ def read_folder(folder: Path, target: Path) -> Parity:
         "lineage": {"converted_from": their_model.config.architectures, **_digest(folder)},
     }
     save(target, model.state_dict(), metadata)
-    return parity
+    return parity, model.config, tokenizer
 
 
 def _load(folder: Path) -> Loaded:

@@ -47,9 +47,11 @@ class Snapshot:
             return {}
 
     def _md5s(self, stage: str) -> dict[Path, str]:
-        """Return the MD5 of each dep and out of `stage`."""
-        entry = self._stages.get(stage, {})
-        files = [*entry.get("deps", []), *entry.get("outs", [])]
+        """Return the MD5 of each dep and out of `stage`, or of its parts, such as quantize@int8."""
+        entries = [entry for name, entry in self._stages.items() if name.split("@")[0] == stage]
+        files = [
+            file for entry in entries for kind in ("deps", "outs") for file in entry.get(kind, [])
+        ]
         return {Path(file["path"]): file.get("md5") for file in files}
 
     @functools.cached_property
@@ -168,7 +170,7 @@ def restore_evaluation(record: Record, snapshot: Snapshot) -> None:
     """Add the evaluation and the export that `record` lacks and `snapshot` has."""
     known = record.latest_metrics()
     for stage, prefix in reports.PREFIXES.items():
-        texts = snapshot.reports("quantize@int8" if stage == "quantize" else stage)
+        texts = snapshot.reports(stage)
         if texts and not any(name.startswith(f"{prefix}/") for name in known):
             reports.add_stage(record, stage, snapshot.params, texts)
     if content := snapshot.onnx_model():

@@ -8,11 +8,8 @@ from ruamel.yaml import YAML
 
 from pipeline.tracking.git import git
 
-READER_PREFIXES = (
-    "evaluate.",
-    "export.",
-    "quantize.",
-)  # sections of stages that only read the model
+# sections of stages that only read the model
+READER_PREFIXES = ("evaluate.", "export.", "quantize.")
 OTHER_PREFIXES = (*READER_PREFIXES, "runtime.")  # sections that do not determine the model
 # the abbreviations of the field, in names of runs, which MLflow cuts at some 30 characters
 SHORT_KEYS = {

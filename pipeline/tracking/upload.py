@@ -11,12 +11,12 @@ from pipeline.tracking.datasets import log_datasets, validation_dataset
 from pipeline.tracking.onnx_model import DIGEST_TAG, log_onnx_model
 from pipeline.tracking.params import READER_PREFIXES
 from pipeline.tracking.record import Record
-from pipeline.tracking.reports import BASELINE
+from pipeline.tracking.reports import BASELINE, PREFIXES
 from pipeline.tracking.store import client
 
 log = logging.getLogger(__name__)
 # metrics and tags of the stages that only read the model
-SUMMARY_PREFIXES = ("evaluation/", "export/", "quantize/")
+SUMMARY_PREFIXES = tuple(f"{prefix}/" for prefix in PREFIXES.values())
 EVALUATION = (*SUMMARY_PREFIXES, *READER_PREFIXES, "validation_tokens", store.DESCRIPTION)
 MEASURED = ("val/", "evaluation/", "quantize/")  # on the validation split
 MAX_BATCH = 1000  # metrics in a request to MLflow

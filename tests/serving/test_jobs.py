@@ -1,4 +1,4 @@
-"""What a job hands over to its reader, without threads."""
+"""Progress that a job hands over to its reader, without threads."""
 
 import asyncio
 
