@@ -24,10 +24,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def page(with_experiments: Project, tmp_path_factory):
     """Return a function that returns the text of the page at a path of the UI."""
+    # a copy: other tests expect a project without a champion
+    project = with_experiments.copy(tmp_path_factory.mktemp("ui") / "project", tracked=True)
     for experiment in ("HEAD", "faster"):  # one of them is the champion in the end
-        with_experiments.start(
-            sys.executable, "-m", "pipeline.tools.promote", experiment
-        ).communicate()
+        project.start(sys.executable, "-m", "pipeline.tools.promote", experiment).communicate()
     folder = tmp_path_factory.mktemp("browser")
     port = free_port()
 
@@ -47,7 +47,7 @@ def page(with_experiments: Project, tmp_path_factory):
         dom = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", dom, flags=re.DOTALL)
         return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", dom)).split())
 
-    with server(with_experiments, sys.executable, "-m", "pipeline.tools.ui", PORT=port):
+    with server(project, sys.executable, "-m", "pipeline.tools.ui", PORT=port):
         wait_for(lambda: is_up(f"http://127.0.0.1:{port}/health"))
         yield visible
 
