@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -155,13 +155,13 @@ class Routes:
         raise ApiError(message, 404)
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._describe_model()]})
+        return AsciiJSONResponse({"object": "list", "data": [self._describe_model()]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name != self.settings.model:
             raise ApiError(f"model: {name!r} is not served here", 404, "model")
-        return JSONResponse(self._describe_model())
+        return AsciiJSONResponse(self._describe_model())
 
     def _describe_model(self) -> dict[str, Any]:
         values = {"id": self.settings.model, "object": "model", "created": self._created}
@@ -174,7 +174,7 @@ class Routes:
     async def health(self, request: Request) -> Response:
         if not self.jobs.alive:
             raise ApiError("the scheduler has ended; restart the server", 503)
-        return JSONResponse({"status": "ok"})
+        return AsciiJSONResponse({"status": "ok"})
 
     async def show_metrics(self, request: Request) -> Response:
         data = generate_latest(self.metrics.registry)

@@ -16,7 +16,7 @@ from minigpt.common.errors import UserError, one_line
 from pipeline.common import paths
 from pipeline.common.stage import run_stage
 from pipeline.tools.baseline import NAME, experiments, free_name, remove, save_state, save_tree
-from pipeline.tracking.git import checked_git, git
+from pipeline.tracking.git import all_experiments, checked_git, git
 
 log = logging.getLogger(__name__)
 SAVED = "before-back"
@@ -83,11 +83,7 @@ def _inherited() -> str:
     Raises:
         UserError: Git is too old to merge outside of the workspace.
     """
-    lines = git("for-each-ref", "--format=%(refname) %(objectname)", f"refs/exps/*/*/{NAME}")
-    baselines = {}
-    for line in lines.splitlines():
-        reference, commit = line.split()
-        baselines["".join(reference.split("/")[2:4])] = commit
+    baselines = {baseline.base: baseline.commit for baseline in all_experiments(NAME)}
     for ancestor in git("rev-list", "HEAD").splitlines():
         if ancestor in baselines:
             tree = git("merge-tree", "--write-tree", "HEAD", baselines[ancestor])

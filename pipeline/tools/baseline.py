@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.common.stage import run_stage
 from pipeline.common.tries import params_digest, was_tried
-from pipeline.tracking.git import checked_git, git
+from pipeline.tracking.git import all_experiments, checked_git, git
 
 log = logging.getLogger(__name__)
 NAME = "baseline"
@@ -70,8 +70,8 @@ def is_baseline(name: str) -> bool:
 
 def experiments() -> dict[str, str]:
     """Return the commits of the DVC experiments of the current commit, by name."""
-    lines = git("for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", _reference(""))
-    return dict(line.split() for line in lines.splitlines())
+    head = checked_git("rev-parse", "HEAD")
+    return {found.name: found.commit for found in all_experiments() if found.base == head}
 
 
 def free_name(name: str) -> str:

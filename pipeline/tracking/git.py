@@ -2,8 +2,40 @@
 
 import os
 import subprocess
+from typing import NamedTuple
 
 from minigpt.common.errors import UserError, one_line
+
+
+class Experiment(NamedTuple):
+    """A DVC experiment: a commit outside of all branches.
+
+    Attributes:
+        name: name of the experiment; experiments on different commits may share one.
+        base: commit on which the experiment is based.
+        commit: commit of its results.
+        time: time of this commit, in seconds.
+    """
+
+    name: str
+    base: str
+    commit: str
+    time: int
+
+
+def all_experiments(name: str = "*") -> list[Experiment]:
+    """Return the DVC experiments of all commits, or only those called `name`.
+
+    Their references are refs/exps/<first 2 digits of the base>/<other digits>/<name>; other ones in
+    refs/exps are of DVC's own.
+    """
+    parts = "--format=%(refname) %(objectname) %(committerdate:unix)"
+    found = []
+    for line in git("for-each-ref", parts, f"refs/exps/*/*/{name}").splitlines():
+        reference, commit, time = line.split()
+        *_, first, others, title = reference.split("/")
+        found.append(Experiment(title, first + others, commit, int(time)))
+    return found
 
 
 def git(*command: str) -> str:

@@ -17,7 +17,7 @@ from minigpt.common.files import atomic_write, file_digest
 from minigpt.model.checkpoint import load
 from pipeline.common import paths
 from pipeline.tracking import lineage, reports
-from pipeline.tracking.git import git
+from pipeline.tracking.git import all_experiments, git
 from pipeline.tracking.params import as_text, changes, flatten, run_name
 from pipeline.tracking.record import Record, find_record, records_lock
 
@@ -104,23 +104,18 @@ def snapshot_of(name: str) -> Snapshot:
     Raises:
         UserError: there is neither.
     """
-    # several baselines may have an experiment of this name: the latest is meant
-    experiments = git(
-        "for-each-ref", "--sort=-committerdate", "--format=%(refname)", f"refs/exps/*/*/{name}"
-    )
+    # several commits may have an experiment of this name: the latest is meant
+    if found := all_experiments(name):
+        return Snapshot(max(found, key=lambda experiment: experiment.time).commit)
     options = ("--verify", "--quiet", "--end-of-options")
-    for reference in (*experiments.splitlines(), name):
-        if commit := git("rev-parse", *options, f"{reference}^{{commit}}"):
-            return Snapshot(commit)
+    if commit := git("rev-parse", *options, f"{name}^{{commit}}"):
+        return Snapshot(commit)
     raise UserError(f"{name}: no such DVC experiment or Git revision")
 
 
 def models_in_git() -> list[Snapshot]:
     """Return a snapshot for each model in branches, tags and DVC experiments, the oldest first."""
-    # not refs/exps/exec/…, which an interrupted experiment leaves
-    references = "refs/exps/*/*/*"
-    experiments = git("for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", references)
-    names = dict(line.split(" ", 1) for line in experiments.splitlines())
+    names = {experiment.commit: experiment.name for experiment in all_experiments()}
     commits = git("log", "--all", "--full-history", "--reverse", "--format=%H", "--", "dvc.lock")
     models: dict[str, Snapshot] = {}
     for commit in commits.splitlines():

@@ -105,7 +105,7 @@ export class Generation {
 }
 
 // Return -log p in nats of each id but the first, in the windows that generation would use.
-export async function tokenLosses(backend, ids, progress = () => {}) {
+async function tokenLosses(backend, ids, progress = () => {}) {
   const losses = [];
   const cache = backend.newCache();
   while (losses.length < ids.length - 1) {
