@@ -64,7 +64,9 @@ def content(path: Path) -> Any:
 def check_cases(run_case: RunCase, numbers: range, folder: Path) -> None:
     """Run the cases of a pytest item."""
     failures = {number: found for number in numbers if (found := failure(run_case, number, folder))}
-    assert not failures, failures
+    assert not failures, (
+        f"{len(failures)} of {len(numbers)} cases: {dict(list(failures.items())[:5])}"
+    )
 
 
 def failure(run_case: RunCase, number: int, folder: Path, outcomes: Any = None) -> str | None:

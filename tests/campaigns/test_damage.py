@@ -12,6 +12,7 @@ from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from minigpt.export.onnx_graph import to_onnx
 from minigpt.generation.engine import generate
 from minigpt.model.checkpoint import save
 from minigpt.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
+from minigpt.training.best_weights import BestWeights
 from minigpt.training.resume import ResumeStore
 
 SIZES = {"d_model": 32, "num_heads": 2, "num_layers": 1, "d_ff": 32, "max_seq_len": 16}
@@ -49,7 +51,10 @@ def read_model(name: str) -> Callable[[Path], Any]:
 
 def read_state(folder: Path) -> Any:
     """Read a checkpoint as a resumed training does: a damaged one is passed over."""
-    loaded = ResumeStore(folder, runtime_config()).load()
+    with TemporaryDirectory() as copy:  # a store deletes what it cannot use
+        for name in ("step-000000001.safetensors", "best-000000001.safetensors"):
+            shutil.copy(folder / name, copy)
+        loaded = ResumeStore(Path(copy), runtime_config()).load()
     if loaded is None:
         raise UserError("passed over")
     tensors, metadata = loaded
@@ -64,6 +69,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "meta.json": ("tokens/meta.json", read_tokens),
     "checkpoint": ("model.safetensors", read_model("model.safetensors")),
     "state": ("step-000000001.safetensors", read_state),
+    "best weights": ("best-000000001.safetensors", read_state),
     "ONNX": ("model.onnx", read_model("model.onnx")),
     "int8 ONNX": ("int8.onnx", read_model("int8.onnx")),
 }
@@ -86,7 +92,9 @@ def artifacts(folder: Path) -> tuple[Path, dict[str, Any]]:
     model = build_model(tokenizer.vocab_size, **SIZES).eval()
     metadata = model_metadata(model, tokenizer, format_version=2)
     save(folder / "model.safetensors", dict(model.state_dict()), metadata)
-    save(folder / "step-000000001.safetensors", dict(model.state_dict()), {"step": 1})
+    state = {"step": 1, "progress": {"best_step": 1}}
+    save(folder / "step-000000001.safetensors", dict(model.state_dict()), state)
+    BestWeights(folder).keep(1, dict(model.state_dict()))
     (folder / "model.onnx").write_bytes(to_onnx(model, metadata))
     (folder / "int8.onnx").write_bytes(to_onnx(model, metadata, "int8"))
     return folder, {kind: read(folder) for kind, (_, read) in KINDS.items()}

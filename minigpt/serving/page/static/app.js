@@ -61,7 +61,10 @@ async function open(file) {
   await attempt(async () => start(new Uint8Array(await file.arrayBuffer()), null));
 }
 
-$("open").onchange = ({ target }) => open(target.files[0]);
+$("open").onchange = ({ target }) => {
+  open(target.files[0]);
+  target.value = ""; // the same file, exported again, can be opened again
+};
 document.ondragover = (event) => event.preventDefault();
 document.ondrop = (event) => {
   event.preventDefault();
