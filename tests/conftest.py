@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -379,10 +380,25 @@ def reproduce(root: Path) -> Project:
     return project
 
 
+def built_once(
+    factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Project]
+) -> Project:
+    """Return a copy of a project that the first of the test processes to need it builds."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"shared_{name}"
+    built = folder / "built"
+    with FileLock(f"{folder}.lock"):
+        if not built.exists():
+            (folder / "project").mkdir(parents=True)
+            built.write_bytes(pickle.dumps(build(folder / "project")))
+    project: Project = pickle.loads(built.read_bytes())
+    return project.copy(factory.mktemp(name) / "project", tracked=True)
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory) -> Project:
     """Return a project with committed results of `dvc repro`; tests must not change it."""
-    return reproduce(tmp_path_factory.mktemp("project"))
+    return built_once(tmp_path_factory, "reproduced", reproduce)
 
 
 @pytest.fixture(scope="session")
@@ -394,11 +410,16 @@ def campaign_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def with_experiments(reproduced, tmp_path_factory) -> Project:
     """Return a project with three runs, two of them DVC experiments: "faster" and "apart"."""
-    project = reproduced.copy(tmp_path_factory.mktemp("with_experiments") / "project")
-    project.run(sys.executable, "-m", "pipeline.tools.sync")
-    project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
-    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
-    return project
+
+    def build(root: Path) -> Project:
+        root.rmdir()
+        project = reproduced.copy(root)
+        project.run(sys.executable, "-m", "pipeline.tools.sync")
+        project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")
+        project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.seed=1")
+        return project
+
+    return built_once(tmp_path_factory, "with_experiments", build)
 
 
 @pytest.fixture

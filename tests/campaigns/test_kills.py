@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 STAGES = ("build_vocab", "prepare", "train", "evaluate", "export")
-REDUCED, FULL = 2, 200
+REDUCED, FULL = 1, 200
 # commands, and the parameters that let all stages or the training run again
 EXP_RUN = ("dvc", "exp", "run", "-S", "data.val_fraction=0.2")
 KINDS = {

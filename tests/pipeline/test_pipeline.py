@@ -512,7 +512,9 @@ def test_a_crashed_training_has_status_failed(project):
     assert "train/loss" in run.data.metrics  # logged before the error
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.full)]
+)
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_bytes(project, number, tmp_path):
     project.edit("params.yaml", "max_steps: 30", "max_steps: 600")
@@ -566,7 +568,7 @@ def test_a_broken_store_costs_a_warning(project, reproduced):
     assert "Traceback" not in out
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_locked_store_gets_the_run_later(project, reproduced):
     project.run(sys.executable, "-c", "from pipeline.tracking import store; store.mlflow()")
     with sqlite3.connect(project.root / "mlruns/mlflow.db", isolation_level=None) as connection:

@@ -12,14 +12,15 @@ from mlflow import MlflowClient
 
 
 @pytest.fixture(scope="module")
-def promoted(with_experiments: Project) -> Project:
+def promoted(with_experiments: Project, tmp_path_factory) -> Project:
     """Return a project whose default model is the champion."""
-    with_experiments.run("git", "restore", ".")
-    with_experiments.run("dvc", "checkout")
-    assert "minigpt version 1 is the champion" in with_experiments.run(
-        sys.executable, "-m", "pipeline.tools.promote"
-    )
-    return with_experiments
+    folder = tmp_path_factory.mktemp("promoted")  # a process may run this fixture several times
+    project = with_experiments.copy(folder / "project", tracked=True)
+    project.run("git", "restore", ".")
+    project.run("dvc", "checkout")
+    out = project.run(sys.executable, "-m", "pipeline.tools.promote")
+    assert "minigpt version 1 is the champion" in out
+    return project
 
 
 def champion(project: Project):

@@ -43,7 +43,7 @@ def test_dvc_notices_a_change_in_a_folder(project):
     assert {"build_vocab", "prepare"} <= set(json.loads(project.run("dvc", "status", "--json")))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_queued_experiment_has_text_added_to_dvc(project):
     text = "text\n" + "\n".join(f'"A line of text, number {number}."' for number in range(300))
     (project.root / "data/raw/mine.csv.gz").write_bytes(gzip.compress(text.encode()))

@@ -51,7 +51,8 @@ def workers(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_distributed_training_resumes_after_a_kill(two):
-    two.edit("params.yaml", "max_steps: 30", "max_steps: 200")
+    two.edit("params.yaml", "max_steps: 30", "max_steps: 100")
+    two.edit("params.yaml", "eval_interval: 15", "eval_interval: 50")
     two.run(*TRAIN)
     expected = (two.root / "models/minigpt.safetensors").read_bytes()
     process = two.start(*TRAIN)

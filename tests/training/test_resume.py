@@ -21,9 +21,9 @@ def steps_saved(project: Project) -> int:
     return max((int(file.stem.removeprefix("step-")) for file in checkpoints(project)), default=0)
 
 
-@pytest.mark.slow
-def test_repeated_kills_do_not_change_the_outputs(project, full):
-    kills = 50 if full else 5
+@pytest.mark.full
+def test_repeated_kills_do_not_change_the_outputs(project):
+    kills = 50
     project.edit("params.yaml", "max_steps: 30", f"max_steps: {200 * kills}")
     project.edit("params.yaml", "eval_interval: 15", "eval_interval: 100")
     project.edit("params.yaml", "dropout: 0.0", "dropout: 0.1")
@@ -61,7 +61,8 @@ def test_file_in_place_of_the_checkpoint_folder_is_reported(project):
 
 @pytest.mark.slow
 def test_training_resumes_from_the_last_undamaged_checkpoint(project):
-    project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
+    project.edit("params.yaml", "max_steps: 30", "max_steps: 150")
+    project.edit("params.yaml", "eval_interval: 15", "eval_interval: 50")
     project.run(*TRAIN)
     expected = (project.root / MODEL).read_bytes()
     process = project.start(*TRAIN)
@@ -75,9 +76,9 @@ def test_training_resumes_from_the_last_undamaged_checkpoint(project):
 
     project.edit("params.yaml", "weight_decay: 0.1", "weight_decay: 0.2")
     with FileLock(newest.parent.with_suffix(".lock")):  # as if another process trained
-        project.edit("params.yaml", "max_steps: 300", "max_steps: 30")
+        project.edit("params.yaml", "max_steps: 150", "max_steps: 30")
         assert "starting from step 0" not in project.run(*TRAIN)
-        project.edit("params.yaml", "max_steps: 30", "max_steps: 300")
+        project.edit("params.yaml", "max_steps: 30", "max_steps: 150")
     out = project.run(*TRAIN)
     assert "starting from step 0: the unfinished training differs in train.weight_decay\n" in out
     assert (project.root / MODEL).read_bytes() != expected
