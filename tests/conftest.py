@@ -389,7 +389,7 @@ def built_once(
     built = folder / "built"
     with FileLock(f"{folder}.lock"):
         if not built.exists():
-            (folder / "project").mkdir(parents=True)
+            folder.mkdir()
             built.write_bytes(pickle.dumps(build(folder / "project")))
     project: Project = pickle.loads(built.read_bytes())
     return project.copy(factory.mktemp(name) / "project", tracked=True)
@@ -412,7 +412,6 @@ def with_experiments(reproduced, tmp_path_factory) -> Project:
     """Return a project with three runs, two of them DVC experiments: "faster" and "apart"."""
 
     def build(root: Path) -> Project:
-        root.rmdir()
         project = reproduced.copy(root)
         project.run(sys.executable, "-m", "pipeline.tools.sync")
         project.run("dvc", "exp", "run", "--name", "faster", "-S", "train.learning_rate=1e-2")

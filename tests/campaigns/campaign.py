@@ -39,7 +39,6 @@ RunCase = Callable[[int, Path], str]
 @cache
 def reproduced_project(folder: Path) -> Project:
     """Return a small project with the results of `dvc repro`; cases must not change it."""
-    (folder / "reproduced").mkdir()
     return reproduce(folder / "reproduced")
 
 
