@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+from minigpt.cli.mlflow_store import move_artifacts
 from minigpt.common.config import DataConfig, ModelConfig, RuntimeConfig, TrainConfig, load_params
 from minigpt.corpus.corpus import Corpus
 from minigpt.data.batches import Batch, Batches
@@ -392,7 +393,10 @@ def built_once(
             folder.mkdir()
             built.write_bytes(pickle.dumps(build(folder / "project")))
     project: Project = pickle.loads(built.read_bytes())
-    return project.copy(factory.mktemp(name) / "project", tracked=True)
+    copy = project.copy(factory.mktemp(name) / "project", tracked=True)
+    # otherwise the copy would write into the shared project
+    move_artifacts(f"sqlite:///{copy.root}/mlruns/mlflow.db", copy.root)
+    return copy
 
 
 @pytest.fixture(scope="session")
