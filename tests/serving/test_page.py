@@ -71,7 +71,7 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def site(folder, browser):
+def opened(folder, browser):
     """Return the open page; at the end there must be no error and no request elsewhere."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -88,6 +88,13 @@ def site(folder, browser):
     server.shutdown()
     server.server_close()
     assert not errors
+
+
+@pytest.fixture
+def site(opened, models) -> Page:
+    """Return the page with the model of characters, whatever an earlier test opened."""
+    open_model(opened, models["char"])
+    return opened
 
 
 def write(site: Page, prompt: str, sampling: Sampling, stop: str = "") -> None:
@@ -130,7 +137,6 @@ def test_text_ends_within_a_token(site, models):
     write(site, "The", Sampling(), stop)
     text = generate(backend, "The", NEW_TOKENS, stop=[stop])
     assert written(site) == "".join(text)
-    open_model(site, models["char"])
 
 
 def test_opening_a_model_ends_the_text(site, models):

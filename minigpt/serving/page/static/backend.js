@@ -1,14 +1,14 @@
 // Run an exported model with ONNX Runtime; minigpt/generation/onnx_backend.py describes its inputs
 // and outputs. B is 1: one sequence at a time.
 
-import { readMetadata, withAttention } from "./onnx_file.js";
+import { readMetadata, withAttention, withNewEntries } from "./onnx_file.js";
 import { readNgramTable } from "./ngram_table.js";
 import { tokenizerFrom } from "./tokenizer.js";
 
 const PREVIOUS = { previous_ids: 1, second_previous_ids: 2 }; // distance of the token before each
 
 export class Backend {
-  draftLength = 5;
+  draftLength = 2; // WebAssembly reads more tokens at once little faster than one by one
 
   // Load the model in `file` (bytes); `ort` is the module of ONNX Runtime.
   static async load(ort, file) {
@@ -20,7 +20,8 @@ export class Backend {
     backend.numLayers = metadata.config.num_layers;
     backend.numHeads = metadata.config.num_heads;
     backend.ngramTable = await readNgramTable(metadata, tokenizer.vocabSize);
-    backend.session = await ort.InferenceSession.create(file);
+    // Copying whole caches out of WebAssembly would take longer than many a forward pass.
+    backend.session = await ort.InferenceSession.create(withNewEntries(file));
     return backend;
   }
 
@@ -84,8 +85,16 @@ class KVCache {
       if (!this.session.inputNames.includes(name)) continue;
       inputs[name] = int64(positions.map((position) => this.ids[position - distance] ?? 0));
     }
-    const outputs = await this.session.run(inputs);
-    for (const name in this.past) this.past[name] = outputs[name.replace("past", "present")];
+    const names = this.session.outputNames.filter((name) => !name.startsWith("present_"));
+    const outputs = await this.session.run(inputs, names);
+    for (const [name, { data, dims }] of Object.entries(this.past)) {
+      const entries = outputs[name.replace("past", "new")]?.data; // (1, H, 1, T, D)
+      const [, H, S, D] = dims;
+      const length = ids.length * D;
+      for (let h = 0; entries && h < H; h++) {
+        data.set(entries.subarray(h * length, (h + 1) * length), (h * S + cachedLength) * D);
+      }
+    }
     return outputs;
   }
 }

@@ -3,7 +3,7 @@
 import { gumbelNoise } from "./philox.js";
 import { decide, EOS, logProbabilities } from "./sampling.js";
 
-// Verifying a draft token costs a fifth of a forward pass: below this rate drafts do not pay.
+// Below this rate, drafts are given up for the rest of the text.
 const MIN_ACCEPTANCE_RATE = 0.2;
 const MIN_DRAFTED = 40; // draft tokens that do not count against the rate
 

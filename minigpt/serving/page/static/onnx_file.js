@@ -7,7 +7,7 @@ const BYTES = 2; // the wire type
 const MODEL = { graph: 7, metadata: 14 }; // numbers of the fields, from onnx.proto
 const ENTRY = { key: 1, value: 2 };
 const GRAPH = { node: 1, output: 12 };
-const NODE = { output: 2, type: 4, attribute: 5 };
+const NODE = { input: 1, output: 2, type: 4, attribute: 5 };
 const DIGEST_ENTRY = "rJ\n\x06sha256\x12@"; // the last entry of the file, before 64 hex digits
 
 const text = new TextDecoder();
@@ -86,8 +86,18 @@ const field = (number, content) => {
   return concat([varint(number * 8 + BYTES), varint(bytes.length), bytes]);
 };
 
-// The attribute qk_output = 2 (an integer): also return the weights of attention, after the softmax.
-const QK_OUTPUT = concat([field(1, "qk_output"), Uint8Array.of(3 * 8, 2, 0xa0, 1, 2)]);
+// An attribute of a node with a small integer as its value.
+const attribute = (name, value) => {
+  const content = concat([field(1, name), Uint8Array.of(3 * 8, value, 0xa0, 1, 2)]);
+  return field(NODE.attribute, content);
+};
+
+const rewrite = (message, number, change) =>
+  concat(
+    [...fields(message)].map((part) =>
+      part.number === number ? field(number, change(part.bytes)) : part.whole,
+    ),
+  );
 
 // Return a copy of the file with a further output for each layer: attention_0, attention_1, …
 export function withAttention(file) {
@@ -97,12 +107,28 @@ export function withAttention(file) {
     if (text.decode(find(node, NODE.type)) !== "GroupQueryAttention") return node;
     const name = `attention_${layers++}`;
     outputs.push(field(GRAPH.output, field(1, name)));
-    return concat([node, field(NODE.output, name), field(NODE.attribute, QK_OUTPUT)]);
+    return concat([node, field(NODE.output, name), attribute("qk_output", 2)]); // after the softmax
   };
-  const rewrite = (message, number, change) =>
-    [...fields(message)].map((part) =>
-      part.number === number ? field(number, change(part.bytes)) : part.whole,
-    );
-  const extendGraph = (graph) => concat([...rewrite(graph, GRAPH.node, extend), ...outputs]);
-  return concat(rewrite(file, MODEL.graph, extendGraph));
+  const extendGraph = (graph) => concat([rewrite(graph, GRAPH.node, extend), ...outputs]);
+  return rewrite(file, MODEL.graph, extendGraph);
+}
+
+// Return a copy of the file with a further output for each of the caches, present_key_0, …:
+// new_key_0 (1, H, 1, T, D), …, the entries of the T positions that were read.
+export function withNewEntries(file) {
+  const extendGraph = (graph) => {
+    const names = [...fields(graph)]
+      .filter(({ number }) => number === GRAPH.output)
+      .map(({ bytes }) => text.decode(find(bytes, 1)))
+      .filter((name) => name.startsWith("present_"));
+    const gather = (name) => {
+      const output = name.replace("present", "new");
+      const inputs = [field(NODE.input, name), field(NODE.input, "positions")];
+      const type = [field(NODE.type, "Gather"), attribute("axis", 2)];
+      const node = concat([...inputs, field(NODE.output, output), ...type]);
+      return concat([field(GRAPH.node, node), field(GRAPH.output, field(1, output))]);
+    };
+    return concat([graph, ...names.map(gather)]);
+  };
+  return rewrite(file, MODEL.graph, extendGraph);
 }
