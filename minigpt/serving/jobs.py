@@ -12,8 +12,6 @@ from minigpt.serving.errors import ApiError
 from minigpt.serving.metrics import Metrics
 from minigpt.serving.scheduler import Progress, Scheduler
 
-EVENT_SECONDS = 0.01  # pause between events of a job, which cost more than a token of a small model
-
 
 class Jobs:
     """The unfinished jobs. All methods run in the event loop."""
@@ -59,7 +57,7 @@ class Jobs:
         self._scheduler.cancel(job.unfinished)
 
     def _deliver(self, progress: list[Progress]) -> None:
-        """Hand over what a step generated; called in the scheduler's thread."""
+        """Hand over what was generated; called in the scheduler's thread."""
         self._loop.call_soon_threadsafe(self._receive, progress)
 
     def _receive(self, progress: list[Progress]) -> None:
@@ -82,7 +80,6 @@ class Job:
         self._stream, self._metrics = stream, metrics
         self._start = time.perf_counter()
         self._times: dict[Sequence, float] = {}  # of the last event
-        self._pause_end = 0.0
         self._new: dict[Sequence, Progress] = {}  # not read yet
         self._arrived = asyncio.Event()
         metrics.prompt_tokens.inc(sum(sequence.prompt_length - 1 for sequence in sequences))
@@ -90,16 +87,13 @@ class Job:
     def add(self, part: Progress) -> None:
         """Add new progress to what was not read yet."""
         now = time.perf_counter()
-        if before := self._new.get(part.sequence):
-            part = part._replace(text=before.text + part.text)
-        self._new[part.sequence] = part
+        self._new[part.sequence] = part.after(self._new.get(part.sequence))
         if part.finish_reason:
             del self.unfinished[part.sequence]
             self._metrics.duration.observe(now - self._start)
             self._metrics.generated_tokens.inc(part.length)
             self._metrics.canceled.inc(part.finish_reason == "canceled")
-        # during a pause the text waits for the next step after it
-        if part.finish_reason or (self._stream and now >= self._pause_end):
+        if part.finish_reason or self._stream:
             self._arrived.set()
 
     async def progress(self) -> AsyncIterator[Progress]:
@@ -113,7 +107,6 @@ class Job:
         while self.unfinished or self._new:
             await self._arrived.wait()
             self._arrived.clear()
-            self._pause_end = time.perf_counter() + EVENT_SECONDS
             for sequence in list(self._new):
                 if not (self._stream or self._new[sequence].finish_reason):
                     continue

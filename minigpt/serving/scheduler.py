@@ -6,6 +6,7 @@ a step generates is handed over as values, since the sequences themselves change
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from queue import Full, SimpleQueue
@@ -14,6 +15,8 @@ from typing import NamedTuple
 from minigpt.generation.backend import Backend
 from minigpt.generation.engine import Engine
 from minigpt.generation.sequence import Sequence
+
+DELIVERY_SECONDS = 0.02  # handing over text costs more than a token of a small model
 
 
 class Progress(NamedTuple):
@@ -30,6 +33,10 @@ class Progress(NamedTuple):
     text: str
     length: int
     finish_reason: str | None
+
+    def after(self, earlier: "Progress | None") -> "Progress":
+        """Return this progress with the text of `earlier` progress of the same sequence."""
+        return self._replace(text=earlier.text + self.text) if earlier else self
 
 
 class Scheduler:
@@ -83,12 +90,22 @@ class Scheduler:
         self._commands.put(partial(setattr, self, "_stopped", True))
 
     def run(self, deliver: Callable[[list[Progress]], None]) -> None:
-        """Step while there are sequences, and wait while there are none, until `stop`."""
+        """Step while there are sequences, and wait while there are none, until `stop`.
+
+        New text is delivered every DELIVERY_SECONDS, the first and the last of a sequence at once.
+        """
+        new: dict[Sequence, Progress] = {}
+        last_delivery = 0.0
         while not self._stopped:
             if not self.engine.unfinished:
                 self._commands.get()()
-            if progress := self.step():
-                deliver(progress)
+            due = time.perf_counter() >= last_delivery + DELIVERY_SECONDS
+            for part in self.step():
+                new[part.sequence] = part.after(new.get(part.sequence))
+                due = due or bool(part.finish_reason) or part.text == part.sequence.text
+            if due and new:
+                deliver(list(new.values()))
+                new, last_delivery = {}, time.perf_counter()
 
     def step(self) -> list[Progress]:
         """Carry out the commands, run one step of the engine, and return the progress."""

@@ -1,6 +1,8 @@
 """The scheduler, stepped without threads."""
 
+import itertools
 from queue import Full
+from types import SimpleNamespace
 
 import pytest
 from conftest import engine_ids
@@ -9,6 +11,7 @@ from local_server import export_small
 from minigpt.generation.onnx_backend import OnnxBackend
 from minigpt.generation.sampling import Sampling
 from minigpt.generation.sequence import Sequence
+from minigpt.serving import scheduler as scheduler_module
 from minigpt.serving.scheduler import Scheduler
 
 
@@ -39,6 +42,31 @@ def test_texts_join_between_steps(backend):
         assert text.generated == engine_ids(backend, text.prompt, 20, SAMPLING)
         assert received[text] == text.text
     assert not scheduler.engine.unfinished
+
+
+@pytest.mark.parametrize("step_seconds", [0, 1])
+def test_first_and_last_text_are_delivered_at_once_the_rest_by_time(
+    backend, monkeypatch, step_seconds
+):
+    clock = itertools.count(step=step_seconds)
+    monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(perf_counter=clock.__next__))
+    scheduler = Scheduler(backend, max_waiting=0)
+    texts = sequences(backend, "the", "a")
+    scheduler.submit(texts)
+    deliveries = []
+
+    def deliver(progress):
+        deliveries.append(progress)
+        if not scheduler.engine.unfinished:
+            scheduler.stop()
+
+    scheduler.run(deliver)
+    received = dict.fromkeys(texts, "")
+    for part in itertools.chain(*deliveries):
+        received[part.sequence] += part.text
+    assert received == {text: text.text for text in texts}
+    assert [part.length for part in deliveries[0]] == [2, 2]  # the first step has two passes
+    assert len(deliveries) == (19 if step_seconds else 2)
 
 
 def test_the_end_is_reported_once(backend):
