@@ -4,8 +4,8 @@
     python benchmarks/serving.py --model models/minigpt.onnx --minutes 10
     python benchmarks/serving.py --model models/minigpt.onnx --mlflow models:/minigpt@champion
 
-The requests come from raw sockets in this process, which is bound to the last core, over the
-loopback interface only. Parts:
+The requests come from raw sockets in this process, which is bound to the last core meanwhile, over
+the loopback interface only. Parts:
 
     throughput   16 texts at once, streamed and not, relative to the engine writing the same texts
     latency      time to the first token and gap between events, with 1 and with 16 clients
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -111,6 +111,17 @@ def served(model: Path) -> Iterator[Server]:
         process.wait(timeout=60)
 
 
+def run_client(requests: Coroutine[Any, Any, None]) -> None:
+    """Send requests from the last core."""
+    if not hasattr(os, "sched_setaffinity"):  # on macOS
+        asyncio.run(requests)
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    asyncio.run(requests)
+    os.sched_setaffinity(0, cores)
+
+
 def request(tokens: int, seed: int, **options: Any) -> dict[str, Any]:
     return {"prompt": PROMPT, "max_tokens": tokens, "seed": seed, "ignore_eos": True, **options}
 
@@ -136,7 +147,7 @@ def seconds_of(ask: Callable[[dict[str, Any]], Awaitable[Any]], bodies: list[Any
         await asyncio.gather(*map(ask, bodies))
 
     start = time.perf_counter()
-    asyncio.run(ask_all())
+    run_client(ask_all())
     return time.perf_counter() - start
 
 
@@ -175,7 +186,7 @@ def measure_latency(backend: OnnxBackend, server: Server, count: int, tokens: in
         async def run_clients(number: int = clients, client: Any = client) -> None:
             await asyncio.gather(*(client() for _ in range(number)))
 
-        asyncio.run(run_clients())
+        run_client(run_clients())
         gaps = [gap for answer in answers for gap in np.diff(answer.times).tolist()]
         first = milliseconds([answer.times[0] for answer in answers])
         print(f"{clients} clients: time to first token {first}; gap {milliseconds(gaps)}")
@@ -223,7 +234,7 @@ def soak(backend: OnnxBackend, server: Server, minutes: float, tokens: int) -> N
     async def run_all() -> None:
         await asyncio.gather(sample_memory(), *map(client, range(SOAK_CLIENTS)))
 
-    asyncio.run(run_all())
+    run_client(run_all())
     warm = memory[len(memory) // 10 :]
     print(f"{minutes:g} minutes, {SOAK_CLIENTS} clients: {counts}")
     print(
@@ -239,8 +250,6 @@ def measure_mlflow(server: Server, uri: str, rounds: int, tokens: int) -> None:
     command = ["mlflow", "models", "serve", "--model-uri", uri, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--env-manager", "local"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(process.pid, range(os.cpu_count() or 1))
     address = f"http://127.0.0.1:{port}"
 
     def invoke(body: dict[str, Any]) -> None:
@@ -284,8 +293,6 @@ def main() -> None:
     arguments = parser.parse_args()
     backend, tokens = OnnxBackend(arguments.model), arguments.tokens
     with served(arguments.model) as server:
-        if hasattr(os, "sched_setaffinity"):  # not on macOS
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         measure_throughput(backend, server, arguments.rounds, tokens)
         measure_latency(backend, server, arguments.requests, tokens)
         if arguments.mlflow:
