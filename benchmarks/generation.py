@@ -2,12 +2,13 @@
 
     pip install transformers ctranslate2 onnxruntime-genai onnx-ir
     python benchmarks/generation.py --threads 1
+    python benchmarks/generation.py --threads 1 --sizes GPT-2 --batches 1 --rounds 3
 
-S is the default model: 128 channels, 4 layers; M has 384 channels and 6 layers. All engines
-generate 200 characters after a prompt of 16, with temperature 0.8 and top-k 50. The models of the
-other engines have random weights, which take the same time: a GPT-2, or for ONNX Runtime GenAI a
-Llama with the same number of weights. The benefit of drafts depends on the text, so it is measured
-on trained models (--trained).
+S is the default model: 128 channels, 4 layers; M has 384 channels and 6 layers; GPT-2 has 124
+million parameters and 50,260 tokens. All engines generate 200 tokens after a prompt of 16, with
+temperature 0.8 and top-k 50. The models of the other engines have random weights, which take the
+same time: a GPT-2, or for ONNX Runtime GenAI a Llama with the same number of weights. The benefit
+of drafts depends on the text, so it is measured on trained models (--trained).
 
 The engines take turns in each round; a ratio is the median over the rounds. Of 16 texts, the other
 engines generate all in one batch, and MiniGPT uses the `max_batch_size` of its backend.
@@ -42,9 +43,14 @@ from minigpt.tokenizer import CharTokenizer
 SIZES = {
     "S": {"d_model": 128, "num_heads": 4, "num_layers": 4, "d_ff": 512, "max_seq_len": 256},
     "M": {"d_model": 384, "num_heads": 6, "num_layers": 6, "d_ff": 1536, "max_seq_len": 256},
+    "GPT-2": {"d_model": 768, "num_heads": 12, "num_layers": 12, "d_ff": 3072, "max_seq_len": 1024},
 }
-# with the special tokens 67 entries, like the vocabulary of the default model
-TOKENIZER = CharTokenizer(map(chr, range(33, 96)))
+SWITCHES = {  # that make a GPT-2
+    "GPT-2": {"positional": "learned", "activation": "gelu", "tied_head": True, "head_bias": False}
+}
+# with the special tokens 67 entries, like the vocabulary of the default model, or 50,260
+CHARACTERS = {"S": range(33, 96), "M": range(33, 96), "GPT-2": range(0x10000, 0x10000 + 50_256)}
+TOKENIZERS = {size: CharTokenizer(map(chr, codes)) for size, codes in CHARACTERS.items()}
 PROMPT, LENGTH, TEMPERATURE, TOP_K = 16, 200, 0.8, 50
 Case = Callable[[int], None]  # generates a batch of this many texts
 
@@ -67,14 +73,15 @@ def minigpt(backend: Backend, draft: bool = True) -> Case:
 
 
 def minigpt_cases(size: str, trained: list[Path], folder: Path, threads: int) -> dict[str, Case]:
-    model_config = load_params().model.model_copy(update=SIZES[size])
-    model = MiniGPT(TOKENIZER.vocab_size, model_config).eval()
-    config = {"vocab_size": TOKENIZER.vocab_size, **model_config.model_dump()}
-    cases = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, TOKENIZER))}
+    tokenizer, changes = TOKENIZERS[size], {**SIZES[size], **SWITCHES.get(size, {})}
+    model_config = load_params().model.model_copy(update=changes)
+    model = MiniGPT(tokenizer.vocab_size, model_config).eval()
+    config = {"vocab_size": tokenizer.vocab_size, **model_config.model_dump()}
+    cases = {"MiniGPT, PyTorch": minigpt(TorchBackend(model, tokenizer))}
     for kind in (None, "int8"):
         path = folder / f"{size}-{kind}.onnx"
         path.write_bytes(
-            to_onnx(model, {"config": config, "tokenizer": TOKENIZER.to_dict()}, quantize=kind)
+            to_onnx(model, {"config": config, "tokenizer": tokenizer.to_dict()}, quantize=kind)
         )
         cases[f"MiniGPT, ONNX {kind or 'float32'}"] = minigpt(OnnxBackend(path, threads))
     for path in trained:
@@ -91,13 +98,13 @@ def transformers_model(size: str):
 
     sizes = SIZES[size]
     config = transformers.GPT2Config(
-        vocab_size=TOKENIZER.vocab_size,
+        vocab_size=TOKENIZERS[size].vocab_size,
         n_positions=sizes["max_seq_len"],
         n_embd=sizes["d_model"],
         n_layer=sizes["num_layers"],
         n_head=sizes["num_heads"],
         n_inner=sizes["d_ff"],
-        activation_function="relu",
+        activation_function="gelu_new" if size in SWITCHES else "relu",
         bos_token_id=2,
         eos_token_id=3,
     )
@@ -120,7 +127,7 @@ def save_with_tokenizer(model, folder: Path) -> None:
     import tokenizers
     import transformers
 
-    vocabulary = {f"t{token}": token for token in range(TOKENIZER.vocab_size)}
+    vocabulary = {f"t{token}": token for token in range(model.config.vocab_size)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t1"))
     model.save_pretrained(folder)
     special = {"unk_token": "t1", "bos_token": "t2", "eos_token": "t3"}
@@ -135,7 +142,8 @@ def genai_case(size: str, folder: Path, threads: int) -> Case:
 
     sizes = SIZES[size]
     config = transformers.LlamaConfig(
-        vocab_size=TOKENIZER.vocab_size,
+        vocab_size=TOKENIZERS[size].vocab_size,
+        tie_word_embeddings=size in SWITCHES,
         hidden_size=sizes["d_model"],
         num_hidden_layers=sizes["num_layers"],
         num_attention_heads=sizes["num_heads"],
@@ -256,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["S", "M"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

@@ -114,6 +114,7 @@ class TrainConfig(Section):
     layout: Literal["packed", "padded"]
     batch_size: PositiveInt
     accumulation_steps: PositiveInt
+    activation_checkpointing: bool
     max_steps: PositiveInt | None
     max_epochs: Annotated[float, Field(gt=0, le=1e9)] | None
     optimizer: Literal["adamw", "muon"]
@@ -226,6 +227,7 @@ VALUE_BEFORE: dict[str, dict[str, Any]] = {
     },
     "train": {
         "accumulation_steps": 1,
+        "activation_checkpointing": False,
         "max_epochs": None,
         "optimizer": "adamw",
         "schedule": "cosine",

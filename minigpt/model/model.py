@@ -165,7 +165,8 @@ class MiniGPT(nn.Module):
         C, S = config.d_model, config.max_seq_len
         self.config, self.num_heads, self.max_seq_len = config, config.num_heads, S
         embedding = SingleSpecialEmbedding if config.single_special_token else nn.Embedding
-        self.token_embedding = embedding(vocab_size, C)
+        # sparse: the gradient of a tied head is dense anyway, and a second dense one needs memory
+        self.token_embedding = embedding(vocab_size, C, sparse=config.tied_head)
         self.bigram_embedding = self.trigram_embedding = None
         if config.bigram_buckets:
             self.bigram_embedding = NgramEmbedding((vocab_size,), C, config.bigram_buckets)

@@ -35,7 +35,10 @@ class Group:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Wrap `model` so that its gradients are averaged over the group."""
-        return DistributedDataParallel(model) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        # gradients are views of the buckets that are sent, so there is one copy of them
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over the group, on every rank."""

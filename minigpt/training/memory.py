@@ -1,14 +1,18 @@
-"""Memory that a training needs, estimated before anything is allocated.
+"""Memory that a training needs, estimated before anything is allocated, and a way to need less.
 
 The estimate is a lower bound: it leaves out what a kernel may not need to store.
 """
 
+from functools import partial
+
 import psutil
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from minigpt.common.config import Params
 from minigpt.common.errors import UserError
 from minigpt.data.batches import Batches
+from minigpt.model.model import MiniGPT
 from minigpt.model.size import num_parameters
 
 # parameters that can make a training arbitrarily large
@@ -54,8 +58,21 @@ def device_bytes(params: Params, vocab_size: int, row_length: int) -> int:
     weights = 4 * copies * num_parameters(vocab_size, model)
     rows = train.batch_size // (train.accumulation_steps * train.processes)
     # kept for the backward pass, in 2 bytes or more: 5 vectors of a block and its hidden layer
-    kept = 2 * model.num_layers * (5 * model.d_model + model.d_ff) + 4 * vocab_size
-    return weights + rows * row_length * kept
+    block = 2 * (5 * model.d_model + model.d_ff)
+    if train.activation_checkpointing:
+        blocks = 2 * model.num_layers * model.d_model + block
+    else:
+        blocks = model.num_layers * block
+    return weights + rows * row_length * (blocks + 4 * vocab_size)
+
+
+def checkpoint_activations(model: MiniGPT) -> None:
+    """Keep only the inputs of the blocks of `model` for the backward pass.
+
+    It computes the rest again, so that the gradients are the same (Chen et al., arXiv:1604.06174).
+    """
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def batch_bytes(params: Params, vocab_size: int, row_length: int) -> int:

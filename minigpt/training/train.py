@@ -25,6 +25,7 @@ from minigpt.tokenizer import PAD
 from minigpt.training.best_weights import BestWeights
 from minigpt.training.device import use_bfloat16
 from minigpt.training.distributed import Group
+from minigpt.training.memory import checkpoint_activations
 from minigpt.training.optim import build_optimizers, learning_rate
 from minigpt.training.resume import ResumeStore, pack_state, unpack_state
 
@@ -86,6 +87,8 @@ class Trainer:
         if resume is not None and (checkpoint := resume.load()) is not None:
             self._restore(*checkpoint)
         self._check_group()
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
         # both share the weights of `model`, which evaluation and sampling use directly
         parallel_model = self.group.parallel(model)
         self.forward = torch.compile(parallel_model) if config.compile else parallel_model
@@ -124,6 +127,7 @@ class Trainer:
                 raise Interrupted
             if self.resume and self.resume.is_due(progress.step) and not self.finished:
                 self._save()
+        self.optimizers.clear()  # their state is up to twice as large as the weights
         if self.group.rank == 0:  # the other processes have no use for a trained model
             self.model.load_state_dict(self.best.load(progress.best_step))
         self.model.eval()

@@ -1,5 +1,7 @@
 """Training in two processes on one machine, over gloo."""
 
+import socket
+import subprocess
 import sys
 
 import pandas as pd
@@ -73,6 +75,37 @@ def test_distributed_training_resumes_after_a_kill(two):
     assert "stopped at step" in err
     assert "resuming at step" in two.run(*TRAIN)
     assert (two.root / "models/minigpt.safetensors").read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_two_launchers_train_together_and_resume_after_a_kill(two):
+    """Two nodes, as in docs/training.md, here on one machine."""
+    two.edit("params.yaml", "max_steps: 30", "max_steps: 100")
+    two.edit("params.yaml", "eval_interval: 15", "eval_interval: 50")
+    two.run(*TRAIN)
+    expected = (two.root / "models/minigpt.safetensors").read_bytes()
+    (two.root / "models/minigpt.safetensors").unlink()
+    nodes = start_nodes(two)
+    wait_for(lambda: checkpoints(two))
+    workers(nodes[1].pid)[0].kill()
+    for node in nodes:
+        node.communicate(timeout=60)
+        assert node.returncode
+    nodes = start_nodes(two)
+    logs = [node.communicate(timeout=60)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], logs
+    assert sum("resuming at step" in text for text in logs) == 1  # by rank 0
+    assert (two.root / "models/minigpt.safetensors").read_bytes() == expected
+
+
+def start_nodes(project: Project) -> list[subprocess.Popen]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    options = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "tales"]
+    options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "pipeline.train"]
+    return [project.start(*command) for _ in range(2)]
 
 
 def test_far_more_processes_than_cores_are_refused():

@@ -151,6 +151,21 @@ def test_accumulation_steps_do_not_change_the_loss(ids, layout):
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_activation_checkpointing_saves_memory_and_changes_no_bit(ids):
+    kept, outcomes = [], []
+    for checkpointing in (False, True):
+        run = trainer(ids, activation_checkpointing=checkpointing)  # with dropout
+        sizes = []
+        pack = lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run.forward(torch.full((2, 16), 5))
+        kept.append(sum(sizes))
+        run.run()
+        outcomes.append(outcome(run))
+    assert kept[1] < kept[0] / 2
+    assert outcomes[0] == outcomes[1]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside PyTorch
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.full
