@@ -23,7 +23,7 @@ from minigpt.model.variants import (
     LearnedEncoding,
     NgramEmbedding,
     RotaryEncoding,
-    SingleSpecialEmbedding,
+    build_embedding,
     build_head,
     gelu,
     normalize_heads,
@@ -164,9 +164,7 @@ class MiniGPT(nn.Module):
         super().__init__()
         C, S = config.d_model, config.max_seq_len
         self.config, self.num_heads, self.max_seq_len = config, config.num_heads, S
-        embedding = SingleSpecialEmbedding if config.single_special_token else nn.Embedding
-        # sparse: the gradient of a tied head is dense anyway, and a second dense one needs memory
-        self.token_embedding = embedding(vocab_size, C, sparse=config.tied_head)
+        self.token_embedding = build_embedding(vocab_size, config)
         self.bigram_embedding = self.trigram_embedding = None
         if config.bigram_buckets:
             self.bigram_embedding = NgramEmbedding((vocab_size,), C, config.bigram_buckets)

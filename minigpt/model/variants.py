@@ -70,7 +70,20 @@ class LearnedEncoding(nn.Module):
         return x + encoding  # (B, T, C)
 
 
-class SingleSpecialEmbedding(nn.Embedding):
+class TiedEmbedding(nn.Embedding):
+    """The token embedding of a model with a tied head.
+
+    Its gradient is sparse until it is added to that of the head: a second dense one would need as
+    much memory as the matrix. (`nn.Embedding(sparse=True)` would announce a sparse sum to
+    DistributedDataParallel.)
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed ids (B, T) as (B, T, C)."""
+        return F.embedding(ids, self.weight, sparse=True)
+
+
+class SingleSpecialEmbedding(TiedEmbedding):
     """An embedding with one row for all special tokens, that of <eos>.
 
     GPT-2 has a single special token, <|endoftext|>, between documents.
@@ -107,6 +120,14 @@ class TiedHead(nn.Module):
         if self.single_special_token:
             logits[..., :EOS] = NEVER
         return logits
+
+
+def build_embedding(vocab_size: int, config: ModelConfig) -> nn.Embedding:
+    """Return the token embedding V → C."""
+    if not config.tied_head:
+        return nn.Embedding(vocab_size, config.d_model)
+    embedding = SingleSpecialEmbedding if config.single_special_token else TiedEmbedding
+    return embedding(vocab_size, config.d_model)
 
 
 def build_head(embedding: nn.Embedding, config: ModelConfig) -> nn.Linear | TiedHead:

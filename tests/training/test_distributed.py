@@ -34,6 +34,8 @@ def test_two_processes_have_the_loss_curves_of_one(two):
     # padded rows differ in their number of targets
     two.edit("params.yaml", "layout: packed", "layout: padded")
     two.edit("params.yaml", "accumulation_steps: 1", "accumulation_steps: 2")
+    two.edit("params.yaml", "activation_checkpointing: false", "activation_checkpointing: true")
+    two.edit("params.yaml", "tied_head: false", "tied_head: true")
     two.run("dvc", "repro", "train")
     shared = curves(two)
     two.edit("params.yaml", "processes: 2", "processes: 1")
