@@ -24,7 +24,7 @@ MODES = [(errno.ENOSPC, False), (errno.EIO, False), (errno.ENOSPC, True)]  # Tru
 REASONS = ("disk is full", *map(os.strerror, (errno.ENOSPC, errno.EIO)))
 NEVER = 1 << 60
 GOLDEN_RATIO = 0.6180339887498949
-REDUCED, FULL = 6, 1800
+REDUCED, FULL = 4, 1800
 CHANGES = [  # so that each out differs from the old one
     ("val_fraction: auto", "val_fraction: 0.2"),
     ("lowercase: false", "lowercase: true"),
