@@ -257,7 +257,7 @@ def start_up(rounds: int) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    print(f"memory at the end of the process: {int(result.stderr) / 2**20:.0f} MiB")
+    print(f"memory at the end of the process: {int(result.stderr.split()[-1]) / 2**20:.0f} MiB")
 
 
 def main() -> None:
